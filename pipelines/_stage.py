@@ -1,0 +1,54 @@
+"""What every stage shares: its command line, quiet defaults, one-line errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# No package of the stack may phone home; the words are the ones each of them reads.
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "OTEL_SDK_DISABLED": "true",
+}
+
+DATA = Path("data")
+INDEX = Path("artifacts/index")
+SHARDS = Path("artifacts/shards")
+MODELS = Path("artifacts/models")
+EVALUATION = Path("artifacts/evaluation")
+REPORTS = Path("reports")
+
+
+def quiet() -> None:
+    """Switch telemetry off unless the user has switched it on."""
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a stage's typer command as the program: errors in one line, exit code 1."""
+    import typer
+
+    from iwm.errors import IwmError
+
+    quiet()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app()
+    except IwmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        # A full disk, a read-only folder, a missing file: the user's to mend.
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

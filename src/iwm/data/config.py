@@ -1,0 +1,54 @@
+"""Configuration of validation, shards and the loader."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iwm.gameplay.config import Positive, Share
+from iwm.settings import settings
+
+
+@settings
+class ValidateConfig:
+    """Bounds of the expectations; see docs/validation.md for each one's severity."""
+
+    fps_tolerance: Share = 0.02
+    """Relative deviation allowed between nominal and measured frame rate of an episode."""
+    min_episode_steps: Positive = 2
+    max_black_share: Share = 0.05
+    black_luma: Annotated[float, Field(ge=0, le=255)] = 4.0
+    max_frozen_share: Share = 0.5
+    """Share of frames whose perceptual hash equals their predecessor's."""
+    max_duplicate_share: Share = 0.2
+    """Share of frames seen byte for byte elsewhere in another episode."""
+    max_decode_failure_share: Share = 0.01
+    max_action_kl: Annotated[float, Field(ge=0)] = 0.5
+    """Nats between this action distribution and the previous data version's."""
+    max_leakage_share: Share = 0.02
+    """Share of held-out frames whose near-duplicate stands in the training split."""
+
+
+@settings
+class ShardConfig:
+    """Shape and encoding of the frames in the shards."""
+
+    width: Positive = 64
+    height: Positive = 64
+    fit: Literal["resize", "crop"] = "resize"
+    """``resize`` squeezes the whole frame; ``crop`` keeps the aspect, cuts the centre."""
+    format: Literal["jpeg", "png"] = "jpeg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    frames_per_shard: Positive = 4096
+    workers: Positive = 2
+
+
+@settings
+class LoaderConfig:
+    """How training reads the shards."""
+
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Decoding threads or processes beside the training loop; 0 decodes in it."""
+    prefetch: Positive = 4
+    """Batches kept ready."""

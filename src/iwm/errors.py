@@ -1,0 +1,35 @@
+"""Errors a user can act on: one line that names the thing and the reason.
+
+Every command turns an :class:`IwmError` into that one line and exit code 1;
+any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class IwmError(Exception):
+    """Base of every error that is the user's to mend, not ours."""
+
+
+class ConfigError(IwmError):
+    """A parameter is unknown, out of range or contradicts another."""
+
+
+class DataError(IwmError):
+    """A recording, frame, log or shard cannot be used; the message names the file."""
+
+
+class ModelError(IwmError):
+    """A checkpoint cannot be loaded or does not fit the data it meets."""
+
+
+class GateFailed(IwmError):
+    """A gate's figure missed its threshold; the message says which and by how much."""
+
+
+class TrackingError(IwmError):
+    """The tracking server or registry cannot do what was asked."""
+
+
+class ServiceError(IwmError):
+    """The inference service cannot be built, started or reached."""

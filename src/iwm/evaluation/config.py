@@ -1,0 +1,41 @@
+"""Configuration of evaluation and gates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iwm.settings import settings
+
+
+@settings
+class EvaluateConfig:
+    """How a trained model is measured on held-out episodes."""
+
+    split: Literal["val", "test"] = "test"
+    images: Annotated[int, Field(gt=0)] = 256
+    """Images measured; each gets its own bank."""
+    bank: Annotated[int, Field(gt=1)] = 256
+    """Latents per bank: the same image under that many transformations."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of a confidence interval, by episode."""
+    seed: int = 0
+    batch_size: Annotated[int, Field(gt=0)] = 256
+
+
+@settings
+class Rule:
+    """One condition of a gate: a figure of the metrics report and what it must beat.
+
+    Exactly one of ``above``/``below`` (a constant), ``times`` (a multiple of
+    ``baseline``) or a bare ``baseline`` (whose 95 % interval must not overlap)
+    decides. ``figure`` and ``baseline`` are dotted keys of the metrics report.
+    """
+
+    figure: str
+    above: float | None = None
+    below: float | None = None
+    baseline: str | None = None
+    times: float | None = None
+    why: str = ""

@@ -1,0 +1,70 @@
+"""Configuration of recording and ingestion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iwm.settings import settings
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@settings
+class RecordPlan:
+    """One recording to make: which game, how much of it, who plays."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+    """Name of the recording and of its folder."""
+    source: Literal["vizdoom", "gymnasium", "procedural"]
+    game: str
+    """Scenario (ViZDoom), environment id (Gymnasium) or world (procedural)."""
+    frames: Positive
+    """Frames to record, over as many episodes as that takes."""
+    policy: Literal["random_hold", "random", "scripted", "keyboard"] = "random_hold"
+    frame_skip: Positive = 8
+    """Engine tics per recorded step; the action is held for all of them."""
+    width: Positive = 160
+    height: Positive = 120
+    hold_min: Positive = 1
+    hold_max: Positive = 6
+    """Steps for which ``random_hold`` keeps an action, drawn uniformly."""
+    script: tuple[str, ...] = ()
+    """Action names that ``scripted`` repeats."""
+    max_episode_steps: Positive = 500
+    codec: Literal["ffv1", "h264"] = "ffv1"
+
+
+@settings
+class RecordConfig:
+    """What ``record`` makes when ``data/`` is empty."""
+
+    seed: Annotated[int, Field(ge=0)] = 7
+    workers: Positive = 2
+    plans: tuple[RecordPlan, ...]
+
+
+@settings
+class SplitConfig:
+    """Episode split by hash: an episode never changes sides as data grows."""
+
+    val: Share = 0.1
+    test: Share = 0.1
+    salt: str = "iwm"
+
+
+@settings
+class IngestConfig:
+    """Decoding every frame once and writing the index."""
+
+    executor: Literal["processes", "threads", "serial", "dask"] = "processes"
+    workers: Positive = 2
+    dask_address: str | None = None
+    """Scheduler address, e.g. ``tcp://10.0.0.1:8786``; needed by ``executor: dask``."""
+    max_quarantine_share: Share = 0.02
+    """More frames than this set aside stops the run."""
+    max_pixels: Positive = 16_777_216
+    """A still image with more pixels than this is set aside, not decoded."""
+    split: SplitConfig = SplitConfig()

@@ -1,0 +1,54 @@
+"""The index: one row a frame, made once by ingestion, read by everything after.
+
+``artifacts/index/frames/<recording>.parquet`` holds :data:`INDEX_SCHEMA`, one
+file a recording, rows in order of (episode, step). ``artifacts/index/recordings.json``
+holds each recording's metadata, ``artifacts/index/quarantine.parquet`` what was
+set aside and why.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+INDEX_VERSION = 1
+
+FRAMES_FOLDER = "frames"
+RECORDINGS_FILE = "recordings.json"
+QUARANTINE_FILE = "quarantine.parquet"
+
+SPLITS = ("train", "val", "test")
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # "<recording>/<episode:06>/<step:06>"
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("episode", pa.int32(), nullable=False),
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("time_s", pa.float64(), nullable=False),
+        pa.field("frame", pa.int64(), nullable=False),
+        pa.field("action", pa.int32(), nullable=False),
+        pa.field("action_vector", pa.list_(pa.float32())),
+        pa.field("reward", pa.float32(), nullable=False),
+        pa.field("done", pa.bool_(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("luma_mean", pa.float32(), nullable=False),  # 0..255
+        pa.field("luma_std", pa.float32(), nullable=False),  # 0..255
+        pa.field("sharpness", pa.float32(), nullable=False),  # variance of the Laplacian
+        pa.field("phash", pa.uint64(), nullable=False),  # 64-bit perceptual hash
+        pa.field("sha1", pa.binary(20), nullable=False),  # of the decoded pixels: exact duplicates
+        pa.field("status", pa.string(), nullable=False),  # "ok", or why the frame is set aside
+        pa.field("split", pa.string(), nullable=False),  # one of SPLITS
+    ],
+    metadata={b"iwm.index.version": str(INDEX_VERSION).encode()},
+)
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("recording", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("frame", pa.int64()),  # null: the whole file
+        pa.field("frames", pa.int64(), nullable=False),  # how many frames this row stands for
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
