@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iwm.files import TEMPORARY_PREFIX, atomic_directory, atomic_path, read_json, write_json
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.txt"
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+
+
+def test_a_failed_rewrite_keeps_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with atomic_directory(target) as temporary:
+        (temporary / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(target) as temporary:
+        (temporary / "a").write_text("new")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    with atomic_directory(target) as temporary:
+        (temporary / "b").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_replacing_does_not_touch_a_hard_link(tmp_path: Path) -> None:
+    # DVC links outputs to its cache; writing in place would corrupt the cache.
+    target, cache = tmp_path / "file.json", tmp_path / "cache"
+    write_json(target, {"version": 1})
+    os.link(target, cache)
+    write_json(target, {"version": 2})
+    assert read_json(cache) == {"version": 1}
+
+
+def test_json_refuses_what_json_cannot_say(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kill_9_in_the_middle_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from iwm.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as path:\n"
+        "    path.write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    target = tmp_path / "file"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "ready"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    time.sleep(0.05)
+    assert not target.exists()
+    assert all(path.name.startswith(TEMPORARY_PREFIX) for path in tmp_path.iterdir())
