@@ -1,0 +1,84 @@
+"""Where runs and models are tracked: one rule for training, the registry and packaging.
+
+``MLFLOW_TRACKING_URI`` decides. Unset, it is a sqlite file under ``mlruns/`` of the
+repository, named by its absolute path, with the artifacts beside it, so that nothing
+needs a server. ``postgresql+psycopg://...`` and ``http(s)://...`` work as they are;
+behind ``http(s)`` the server chooses where artifacts lie.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from iwm.errors import TrackingError
+from pipelines._stage import quiet
+
+STORE = Path("mlruns")
+
+
+def tracking_uri() -> str:
+    """The URI in force; run from the repository root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve() / 'mlflow.db'}"
+
+
+def artifact_location(experiment: str) -> str | None:
+    """Folder (as a URI) for a new experiment's artifacts; ``None`` lets a server choose."""
+    if tracking_uri().startswith(("http://", "https://", "databricks")):
+        return None
+    return (STORE.resolve() / "artifacts" / experiment).as_uri()
+
+
+def configure() -> Any:
+    """Point MLflow at the store, creating its tables at first use.
+
+    Returns:
+        An ``mlflow.MlflowClient`` for it.
+
+    Raises:
+        TrackingError: the store cannot be opened or reached.
+    """
+    quiet()
+    # Schema migrations are announced line by line otherwise.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from filelock import FileLock
+    from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
+
+    uri = tracking_uri()
+    set_tracking_uri(uri)
+    set_registry_uri(uri)
+    STORE.mkdir(parents=True, exist_ok=True)
+    try:
+        # Two processes that create the tables at once would trip over each other.
+        with FileLock(STORE / ".create.lock"):
+            client = MlflowClient(uri, uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # every backend has exceptions of its own
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(f"MLflow at {_without_password(uri)}: {reason}") from None
+    return client
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The experiment's id; created with our artifact location if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_location(name)))
+        except MlflowException:  # another process was first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(f"MLflow experiment {name!r} is deleted; restore it or choose another")
+    return str(found.experiment_id)
+
+
+def _without_password(uri: str) -> str:
+    scheme, mark, rest = uri.partition("://")
+    return f"{scheme}{mark}{rest.rsplit('@', 1)[-1]}"
