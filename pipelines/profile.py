@@ -41,3 +41,7 @@ def show() -> None:
     current = read_yaml(PARAMS_FILE).get("profile") if PARAMS_FILE.exists() else None
     for name in read_yaml(PROFILES_FILE).get("profiles", {}):
         typer.echo(f"{'*' if name == current else ' '} {name}")
+
+
+if __name__ == "__main__":
+    command()

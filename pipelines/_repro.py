@@ -1,0 +1,54 @@
+"""Running the DVC graph from a command: data first, then `dvc repro`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from iwm.errors import IwmError
+from pipelines._stage import DATA, quiet
+
+DATA_DVC = Path("data.dvc")
+
+
+def module(*arguments: str, cwd: Path | None = None) -> None:
+    """Run ``python -m <arguments>`` in this environment, its output passing through.
+
+    Raises:
+        IwmError: it ended with another code than 0 (it has printed why).
+    """
+    quiet()
+    result = subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, check=False)
+    if result.returncode:
+        raise IwmError(f"`{' '.join(arguments)}` ended with code {result.returncode}")
+
+
+def data_is_empty(root: Path = Path()) -> bool:
+    """Whether there is nothing recorded or imported yet."""
+    folder = root / DATA
+    return not folder.is_dir() or not any(
+        not entry.name.startswith(".") for entry in folder.iterdir()
+    )
+
+
+def ensure_data(root: Path | None = None) -> None:
+    """Record when ``data/`` is empty, and make sure that ``data.dvc`` names what is there.
+
+    DVC cannot own this step: an output below ``data/`` overlaps with ``data.dvc``, and
+    ``dvc repro`` refuses to start while the source it names is missing.
+    """
+    here = root or Path()
+    if data_is_empty(here):
+        module("pipelines.record", cwd=root)
+    if not (here / DATA_DVC).exists():
+        module("dvc", "add", "--quiet", str(DATA), cwd=root)
+
+
+def repro(targets: Iterable[str] = (), cwd: Path | None = None) -> float:
+    """``dvc repro``; returns the seconds it took."""
+    started = time.monotonic()
+    module("dvc", "repro", *targets, cwd=cwd)
+    return time.monotonic() - started
