@@ -52,3 +52,43 @@ class LoaderConfig:
     """Decoding threads or processes beside the training loop; 0 decodes in it."""
     prefetch: Positive = 4
     """Batches kept ready."""
+
+
+@settings
+class AugmentConfig:
+    """The two views of a frame; see :mod:`iwm.data.augment` for the exact maps."""
+
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Smallest side of the shared crop, as a share of the frame's side."""
+    flip: Share = 0.5
+    """Probability of the shared left-right flip."""
+    brightness: Annotated[float, Field(ge=0, le=2)] = 0.6
+    """Largest gain, in stops: the gain is ``2**b`` with b uniform in +- this."""
+    contrast: Annotated[float, Field(ge=0, le=2)] = 0.6
+    """Largest log2 scale about the frame's mean luma."""
+    saturation: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """Largest log2 scale of the chroma."""
+    hue: Annotated[float, Field(ge=0, le=3.1416)] = 0.6
+    """Largest rotation of the chroma plane, in radians."""
+    blur: Share = 0.2
+    """Probability of Gaussian blur of the source."""
+    blur_sigma: tuple[float, float] = (0.004, 0.03)
+    """Range of the blur's standard deviation, as a share of the frame's height."""
+    greyscale: Share = 0.2
+    """Probability that the source loses its colour."""
+    solarize: Share = 0.2
+    """Probability that the source's bright pixels are inverted."""
+    solarize_threshold: tuple[float, float] = (0.4, 0.8)
+
+
+@settings
+class MaskConfig:
+    """Block masks on the token grid: a union of rectangles (I-JEPA's target blocks)."""
+
+    blocks: Positive = 4
+    area: tuple[float, float] = (0.15, 0.2)
+    """Range of a rectangle's share of the tokens."""
+    aspect: tuple[float, float] = (0.75, 1.5)
+    """Range of height over width."""
+    max_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """A union that hides more than this is drawn again."""
