@@ -1,0 +1,142 @@
+"""Gymnasium environments with discrete actions and pictures: ALE, MiniGrid and others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from iwm.errors import ConfigError
+from iwm.gameplay.config import RecordPlan
+from iwm.gameplay.sources import Frame, Outcome
+
+_DEFAULT_FPS = 30.0
+_ALE_FPS = 60.0  # the console's; gymnasium's metadata names the speed of the window
+_LICENCES = {
+    "ale_py": (
+        "Emulator: GPL-2.0-only; the game's pictures remain its publisher's, for research use"
+    ),
+    "minigrid": "Apache-2.0",
+    "gymnasium": "MIT",
+}
+_DISTRIBUTIONS = {"ale_py": "ale-py"}
+
+
+class GymnasiumSource:
+    """One environment, drawn as RGB and scaled to the plan's size.
+
+    Action names are the environment's own, in lower case: ``get_action_meanings()`` for
+    ALE, the ``Actions`` enumeration for MiniGrid, ``action_0 ...`` where there are none.
+    ALE's sticky actions are off: the recorded action is the one that acted.
+
+    Raises:
+        ConfigError: no such environment, or its actions are not discrete.
+    """
+
+    truth_schema: pa.Schema | None = None
+
+    def __init__(self, plan: RecordPlan) -> None:
+        self._size = (plan.width, plan.height)
+        self._env = _make(plan)
+        package = _package(self._env)
+        # ALE skips frames itself, without drawing the ones between.
+        self._repeat = 1 if package == "ale_py" else plan.frame_skip
+        rate = _ALE_FPS if package == "ale_py" else self._env.metadata.get("render_fps")
+        self.fps = float(rate or _DEFAULT_FPS) / plan.frame_skip
+        self.actions = _action_names(self._env, plan.game)
+        self._first = int(getattr(self._env.action_space, "start", 0))
+        self.licence = _LICENCES.get(package, f"see the licence of {package}")
+        distribution = _DISTRIBUTIONS.get(package, package)
+        self.software: Mapping[str, str] = {
+            name: version(name)
+            for name in {"gymnasium", "pillow", distribution}
+            if _installed(name)
+        }
+        self.extra: Mapping[str, Any] = {"frame_skip": plan.frame_skip}
+
+    def reset(self, seed: int) -> Frame:
+        """Begin an episode."""
+        self._env.reset(seed=seed)
+        return self._frame()
+
+    def step(self, action: int) -> Outcome:
+        """Repeat the action for the plan's tics, or until the episode ends."""
+        total = 0.0
+        for _ in range(self._repeat):
+            _, reward, done, truncated, _ = self._env.step(self._first + action)
+            total += float(reward)
+            if done or truncated:
+                break
+        return Outcome(self._frame(), total, bool(done), bool(truncated))
+
+    def _frame(self) -> Frame:
+        from PIL import Image
+
+        pixels = np.ascontiguousarray(self._env.render(), dtype=np.uint8)
+        if (pixels.shape[1], pixels.shape[0]) == self._size:
+            return pixels
+        scaled = Image.fromarray(pixels).resize(self._size, Image.Resampling.BOX)
+        return np.asarray(scaled, np.uint8)
+
+    def truth(self) -> None:
+        """The environment's state is not recorded."""
+        return
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+def _make(plan: RecordPlan) -> Any:
+    import gymnasium
+
+    options: dict[str, Any] = {"render_mode": "rgb_array"}
+    if plan.game.startswith("ALE/"):
+        import ale_py
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        gymnasium.register_envs(ale_py)
+        options |= {"frameskip": plan.frame_skip, "repeat_action_probability": 0.0}
+    elif plan.game.startswith(("MiniGrid-", "BabyAI-")):
+        import minigrid
+
+        gymnasium.register_envs(minigrid)
+    try:
+        env = gymnasium.make(plan.game, **options)
+    except (gymnasium.error.Error, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"record: gymnasium cannot make {plan.game!r}: {reason}") from None
+    if not isinstance(env.action_space, gymnasium.spaces.Discrete):
+        env.close()
+        raise ConfigError(f"record: {plan.game}: actions are {env.action_space}, not discrete")
+    return env
+
+
+def _installed(distribution: str) -> bool:
+    """False for an environment of the user's own, in a module that is no package."""
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _package(env: Any) -> str:
+    return str(type(env.unwrapped).__module__.split(".")[0])
+
+
+def _action_names(env: Any, game: str) -> tuple[str, ...]:
+    count = int(env.action_space.n)
+    game_env = env.unwrapped
+    if hasattr(game_env, "get_action_meanings"):
+        names = [str(name).lower() for name in game_env.get_action_meanings()]
+    elif hasattr(game_env, "actions"):
+        names = [str(action.name).lower() for action in game_env.actions]
+    else:
+        names = [f"action_{number}" for number in range(count)]
+    if len(names) != count or len(set(names)) != count:
+        raise ConfigError(f"record: {game}: {count} actions but names {', '.join(names)}")
+    return tuple(names)
