@@ -23,6 +23,10 @@ class ModelError(IwmError):
     """A checkpoint cannot be loaded or does not fit the data it meets."""
 
 
+class TrainingError(IwmError):
+    """Training stopped: a loss that is not finite, or a request to stop."""
+
+
 class GateFailed(IwmError):
     """A gate's figure missed its threshold; the message says which and by how much."""
 

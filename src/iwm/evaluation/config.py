@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from iwm.data.config import AugmentConfig
+from iwm.errors import ConfigError
 from iwm.settings import settings
 
 
@@ -18,10 +20,19 @@ class EvaluateConfig:
     """Images measured; each gets its own bank."""
     bank: Annotated[int, Field(gt=1)] = 256
     """Latents per bank: the same image under that many transformations."""
+    queries: Annotated[int, Field(gt=0)] = 8
+    """Predictions per image, each of a different member of its bank."""
+    augment: AugmentConfig = AugmentConfig()
+    """Strengths of the bank's jitter; the evaluation's own, whatever the model trained with."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of a confidence interval, by episode."""
     seed: int = 0
     batch_size: Annotated[int, Field(gt=0)] = 256
+
+    def __post_init__(self) -> None:
+        """Refuse more queries than there are members."""
+        if self.queries > self.bank:
+            raise ConfigError(f"evaluate.queries {self.queries} exceeds evaluate.bank {self.bank}")
 
 
 @settings

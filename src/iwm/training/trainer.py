@@ -1,0 +1,365 @@
+"""One trainer for every model that answers ``loss, logs = model(batch)``.
+
+Every step's randomness is a function of (seed, step, rank) alone: generators are seeded
+anew before each step. So a run that was killed at any moment goes on from its last
+checkpoint to the same weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from iwm.errors import TrainingError
+from iwm.files import read_json, write_json
+from iwm.progress import Progress
+from iwm.settings import to_dict
+from iwm.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from iwm.training.config import TrainConfig
+from iwm.training.distributed import Ranks
+from iwm.training.optim import learning_rate, make_optimizer
+from iwm.training.tracking import HistoryTracker, Tracker, read_history
+
+DONE_FILE = "training.json"
+HISTORY_FILE = "history.jsonl"
+CHECKPOINTS = "checkpoints"
+
+# What may change between runs without changing what is learned.
+_IMMATERIAL = ("checkpoint_every", "log_every", "device", "loader")
+
+
+class Batches(Protocol):
+    """A loader: batches of this rank, the same for the same (epoch, step)."""
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
+        """The epoch's batches from ``start_step`` on; each has ``images`` and ``keys``."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a training run ended: ``already_done`` when there was nothing to do."""
+
+    steps: int
+    metrics: dict[str, float]
+    seconds: float
+    samples_per_second: float
+    already_done: bool = False
+
+
+def identity(config: TrainConfig, data_revision: str) -> dict[str, Any]:
+    """What a checkpoint belongs to: the configuration, the data and the code that learns."""
+    values = {key: value for key, value in to_dict(config).items() if key not in _IMMATERIAL}
+    return {"train": values, "data_revision": data_revision, "code": code_revision()}
+
+
+def code_revision() -> str:
+    """Hash of the sources that decide what is learned."""
+    root = Path(__file__).parents[1]
+    files = [root / "data" / "augment.py", root / "data" / "masking.py"]
+    for package in ("models", "objectives", "training"):
+        files += sorted((root / package).glob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first place where two nested values differ, in words; ``None`` if nowhere."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if found := difference(old.get(key), new.get(key), f"{path}.{key}".lstrip(".")):
+                return found
+        return None
+    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
+        return None if list(old) == list(new) else f"{path} was {list(old)}, is {list(new)}"
+    return None if old == new else f"{path} was {old!r}, is {new!r}"
+
+
+class Trainer:
+    """Trains one model to the end, or on from where it was stopped.
+
+    Args:
+        model: ``loss, logs = model(batch)``, ``before_step``, ``after_step``,
+            ``save_pretrained``; see :class:`iwm.models.iwm.IWM`.
+        config: one entry of ``train``.
+        batches: this rank's data.
+        out: folder of the results: config.json, model.safetensors, training.json,
+            history.jsonl, and checkpoints/ until the run is done.
+        ranks: this process's place.
+        data_revision: names the data; a checkpoint made on other data is not resumed.
+        trackers: told what happens, beside history.jsonl.
+        name: for messages, e.g. ``core``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        batches: Batches,
+        out: Path,
+        ranks: Ranks,
+        *,
+        data_revision: str,
+        trackers: Sequence[Tracker] = (),
+        name: str = "model",
+    ) -> None:
+        self.model, self.config, self.batches, self.out = model, config, batches, out
+        self.ranks, self.name = ranks, name
+        self.identity = identity(config, data_revision)
+        self.trackers = [HistoryTracker(out / HISTORY_FILE), *trackers] if ranks.first else []
+        self.total = config.epochs * len(batches)
+        self._stop = 0
+
+    def already_done(self) -> Summary | None:
+        """The summary of a finished run of exactly this configuration, if there is one."""
+        path = self.out / DONE_FILE
+        if not path.exists() or not (self.out / "model.safetensors").exists():
+            return None
+        done = read_json(path)
+        if difference(done["identity"], _plain(self.identity)):
+            return None
+        return Summary(done["steps"], done["metrics"], 0.0, done["samples_per_second"], True)
+
+    def fit(self, extra: Callable[[], dict[str, Any]] = dict) -> Summary:
+        """Train; write the model; return how it went.
+
+        Args:
+            extra: asked at the end for further plain values of training.json.
+
+        Raises:
+            TrainingError: the loss is not finite, or the process was asked to stop.
+        """
+        if (done := self.already_done()) is not None:
+            return done
+        self.model.to(self.ranks.device).train()
+        optimizer = make_optimizer(self.model, self.config.optim)
+        start = self._restore(optimizer)
+        for tracker in self.trackers:
+            tracker.start(start, self.identity)
+        torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
+        status = "failed"
+        try:
+            with _stop_requests(self):
+                summary = self._run(optimizer, start)
+            status = "done"
+        except TrainingError:
+            status = "stopped" if self._stop else "failed"
+            raise
+        finally:
+            for tracker in self.trackers:
+                tracker.finish(status)
+        if self.ranks.first:
+            self._release(summary, extra())
+        self.ranks.barrier()
+        return summary
+
+    # -- the loop ----------------------------------------------------------------------
+
+    def _run(self, optimizer: torch.optim.Optimizer, start: int) -> Summary:
+        c, per_epoch = self.config, len(self.batches)
+        step_fn = self._step_function()
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        metrics = _last_metrics(self.out / HISTORY_FILE) if start == self.total else {}
+        samples, began, step = 0, time.monotonic(), start
+        lap_samples, lap_began = 0, began
+        progress = Progress(
+            f"train {self.name}", self.total * c.batch_size, "samples", initial=start * c.batch_size
+        )
+        with progress:
+            while step < self.total:
+                for batch in self.batches.epoch(step // per_epoch, step % per_epoch):
+                    rate = learning_rate(step, self.total, c.optim)
+                    logging = (step + 1) % c.log_every == 0 or step + 1 == self.total
+                    loss, logs, norm = self._step(
+                        step_fn, optimizer, trained, batch, step, rate, logging
+                    )
+                    step += 1
+                    samples += c.batch_size
+                    lap_samples += c.batch_size
+                    if logging:
+                        now = time.monotonic()
+                        metrics = self.ranks.mean({"loss": loss, **logs, "grad_norm": norm})
+                        metrics["lr"] = rate
+                        metrics["epoch"] = step / per_epoch
+                        metrics["samples_per_second"] = lap_samples / max(now - lap_began, 1e-9)
+                        lap_samples, lap_began = 0, now
+                        for tracker in self.trackers:
+                            tracker.log(step, metrics)
+                    progress.advance(c.batch_size, f"loss {loss.item():.4f}")
+                    last = step == self.total
+                    if step % c.checkpoint_every == 0 or last or self._stop:
+                        self._checkpoint(step, optimizer)
+                    if self._stop and not last:
+                        raise TrainingError(
+                            f"train {self.name}: stopped at step {step} of {self.total} by "
+                            f"{signal.Signals(self._stop).name}; run it again to go on from there"
+                        )
+        seconds = time.monotonic() - began
+        return Summary(step, metrics, seconds, samples / seconds if samples else 0.0)
+
+    def _step(
+        self,
+        step_fn: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        trained: list[nn.Parameter],
+        batch: Any,
+        step: int,
+        rate: float,
+        logging: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        c, ranks = self.config, self.ranks
+        seed = step_seed(c.seed, step)
+        torch.manual_seed(seed + 7919 * ranks.rank)  # dropout: a stream of its own per rank
+        self.model.before_step(seed, ranks.rank, ranks.world, statistics=logging)  # type: ignore[operator]
+        batch.images = batch.images.to(ranks.device, non_blocking=True)
+        bf16 = c.precision == "bf16"
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+            loss, logs = step_fn(batch)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(self._not_finite(loss, step, batch))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, c.optim.grad_clip)
+        optimizer.step()
+        self.model.after_step((step + 1) / self.total)  # type: ignore[operator]
+        return loss, logs, norm
+
+    def _step_function(self) -> nn.Module:
+        module = self.model
+        if self.ranks.world > 1:
+            devices = None if self.ranks.device.type == "cpu" else [self.ranks.device]
+            module = nn.parallel.DistributedDataParallel(module, device_ids=devices)
+        if self.config.compile:
+            module.compile()
+        return module
+
+    def _not_finite(self, loss: Tensor, step: int, batch: Any) -> str:
+        saved = checkpoints(self.out / CHECKPOINTS)
+        keys = list(getattr(batch, "keys", []))
+        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        return (
+            f"train {self.name}: loss is {loss.item()} at step {step}; last good checkpoint: "
+            f"{saved[-1] if saved else 'none'}; batch: {shown}"
+        )
+
+    # -- files -------------------------------------------------------------------------
+
+    def _checkpoint(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.ranks.first:
+            save_checkpoint(
+                self.out / CHECKPOINTS,
+                step,
+                self.model,
+                optimizer,
+                {"identity": self.identity, "world": self.ranks.world},
+            )
+        self.ranks.barrier()
+
+    def _restore(self, optimizer: torch.optim.Optimizer) -> int:
+        saved = checkpoints(self.out / CHECKPOINTS)
+        if saved:
+            state = read_state(saved[-1])
+            changed = difference(state["identity"], _plain(self.identity))
+            if changed is None:
+                load_checkpoint(saved[-1], self.model, optimizer)
+                self._say(f"going on from step {state['step']} of {self.total}")
+                return int(state["step"])
+            self._say(f"starting anew, not from {saved[-1].name}: {changed}")
+        self.ranks.barrier()
+        if self.ranks.first:
+            self._clear()
+        self.ranks.barrier()
+        return 0
+
+    def _clear(self) -> None:
+        """Remove an earlier run's results, so that nothing of it passes for this one's."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+        for name in (DONE_FILE, "config.json", "model.safetensors"):
+            (self.out / name).unlink(missing_ok=True)
+
+    def _release(self, summary: Summary, extra: dict[str, Any]) -> None:
+        self.model.save_pretrained(self.out)  # type: ignore[operator]
+        write_json(
+            self.out / DONE_FILE,
+            {
+                **extra,
+                "status": "done",
+                "identity": self.identity,
+                "steps": summary.steps,
+                "metrics": summary.metrics,
+                "seconds": round(summary.seconds, 3),
+                "samples_per_second": round(summary.samples_per_second, 1),
+            },
+        )
+        shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+
+    def _say(self, text: str) -> None:
+        if self.ranks.first:
+            print(f"train {self.name}: {text}", flush=True)
+
+    def request_stop(self, number: int) -> None:
+        """Save after the step in progress, then stop with an error (SIGTERM, Ctrl-C)."""
+        self._stop = number
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step's randomness, the same on every rank."""
+    return (seed * 1_000_003 + step) * 2_654_435_761 % 2**62
+
+
+@contextmanager
+def _stop_requests(trainer: Trainer) -> Iterator[None]:
+    """Route SIGTERM and SIGINT to the trainer while it runs (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        trainer.request_stop(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _last_metrics(path: Path) -> dict[str, float]:
+    """Of a run that had taken every step but was killed before its model was written."""
+    history = read_history(path) if path.exists() else []
+    return {key: value for key, value in history[-1].items() if key != "step"} if history else {}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: tuples are lists."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value
