@@ -318,13 +318,17 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
         yield packet
 
 
+# Files that hold a video themselves. Playlists and scripts (HLS, DASH, concat) would make the
+# reader follow addresses that somebody else wrote.
+_FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,mpegts,mpeg,flv,ogg,gif,h264,hevc,ivf,nut,asf"
+
+
 def _open(path: Path) -> Any:
     import av
 
-    # A local file only: a recording must not make the reader open URLs or other protocols.
     return av.open(
-        os.fsencode(path),
-        options={"fflags": "+genpts", "protocol_whitelist": "file"},
+        str(path),
+        options={"fflags": "+genpts", "protocol_whitelist": "file", "format_whitelist": _FORMATS},
         metadata_errors="replace",
     )
 
