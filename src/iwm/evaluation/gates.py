@@ -77,7 +77,7 @@ def judge(rule: Rule, metrics: Mapping[str, Any], gate: str) -> dict[str, Any]:
 
 
 def evaluate_gate(gate: str, rules: Sequence[Rule], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The gate report: ``{"gate", "passed", "rules": [...]}``.
+    """The gate report: ``{"gate", "passed", "weights_sha256", "rules": [...]}``.
 
     Raises:
         ConfigError: no rules, a rule that says nothing, or a figure that is missing.
@@ -88,7 +88,8 @@ def evaluate_gate(gate: str, rules: Sequence[Rule], metrics: Mapping[str, Any]) 
     return {
         "gate": gate,
         "passed": all(entry["verdict"] == "pass" for entry in judged),
-        "profile": metrics.get("profile"),
+        # The verdict is on these weights and this data, and on no others.
+        **{key: metrics.get(key) for key in ("profile", "weights_sha256", "data_revision")},
         "rules": judged,
     }
 
