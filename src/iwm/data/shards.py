@@ -1,0 +1,395 @@
+"""Shards: ordinary WebDataset tars with a parquet index beside them.
+
+``artifacts/shards/`` holds
+
+``train-000000.tar``, ``val-000000.tar``, ``test-000000.tar`` ...
+    Every tar belongs to one split, so any WebDataset reader can stream a split. A sample is
+    two members, ``<key>.jpg`` (or ``.png``) and ``<key>.json`` (:func:`sample_metadata`),
+    where the key is the index's ``<recording>/<episode:06>/<step:06>``; samples stand in
+    order of (recording, episode, step).
+``index.parquet``
+    :data:`SHARD_SCHEMA`: every column of the ingestion index plus shard, offset and size of
+    the image, in the order of the tars (train, val, test).
+``shards.json``
+    :class:`ShardSet`.
+
+The same frames and settings give the same bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from iwm.data.config import ShardConfig
+from iwm.data.frames import EXTENSIONS, encode_frames
+from iwm.errors import ConfigError, DataError
+from iwm.files import atomic_directory, read_json, write_json
+from iwm.gameplay.index import FRAMES_FOLDER, INDEX_SCHEMA, INDEX_VERSION, SPLITS
+from iwm.gameplay.schema import Recording, read_recording
+from iwm.progress import Progress
+from iwm.settings import parse, settings, to_dict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARDS_VERSION = 1
+SHARDS_FILE = "shards.json"
+SHARD_INDEX_FILE = "index.parquet"
+
+_CHUNK = 4096  # frames a worker process encodes before it hands them back
+
+
+@settings
+class ShardFile:
+    """One tar."""
+
+    name: str
+    split: str
+    frames: int
+    bytes: int
+
+
+@settings
+class ShardSet:
+    """``shards.json``: what the shards hold and how to read them."""
+
+    version: int = SHARDS_VERSION
+    format: Literal["jpeg", "png"]
+    width: int
+    height: int
+    fit: str
+    quality: int
+    revision: str
+    """SHA-256 over keys, splits, actions, rewards and pixels: the data, not their encoding."""
+    frames: dict[str, int]
+    """Split -> number of frames."""
+    episodes: dict[str, int]
+    """Split -> number of episodes."""
+    shards: tuple[ShardFile, ...]
+    recordings: dict[str, Recording]
+    """Name -> metadata: the action vocabulary, frame rate, source, licence."""
+
+
+def shard_schema() -> pa.Schema:
+    """Schema of ``index.parquet``: the index, and where each image stands."""
+    import pyarrow as pa
+
+    places = [
+        pa.field("shard", pa.string(), nullable=False),  # file name of the tar
+        pa.field("offset", pa.int64(), nullable=False),  # first byte of the image in it
+        pa.field("size", pa.int64(), nullable=False),  # bytes of the image
+    ]
+    return pa.schema(
+        [*INDEX_SCHEMA, *places], metadata={b"iwm.shards.version": str(SHARDS_VERSION).encode()}
+    )
+
+
+def check_version(schema: pa.Schema, key: bytes, known: int, path: Path) -> None:
+    """Refuse a table that a newer version of this software wrote.
+
+    Raises:
+        DataError: the version is newer, or missing.
+    """
+    found = (schema.metadata or {}).get(key, b"").decode()
+    if not found.isdigit():
+        raise DataError(f"{path}: has no {key.decode()}; it was not made by iwm")
+    if int(found) > known:
+        raise DataError(
+            f"{path}: version {found} is newer than this software's {known}; upgrade iwm"
+        )
+
+
+def read_usable_frames(index_dir: Path) -> pa.Table:
+    """Rows of the ingestion index with status ``ok``, by recording, episode and step.
+
+    Raises:
+        DataError: the index is missing, damaged, newer than this software or has no such row.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    files = sorted((index_dir / FRAMES_FOLDER).glob("*.parquet"))
+    if not files:
+        raise DataError(f"{index_dir / FRAMES_FOLDER}: no index there; run `iwm ingest` first")
+    tables = []
+    for file in files:
+        try:
+            table = pq.read_table(file)
+            check_version(table.schema, b"iwm.index.version", INDEX_VERSION, file)
+            tables.append(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+            raise DataError(f"{file}: not an index: {' '.join(str(error).split())}") from None
+    table = pa.concat_tables(tables)
+    table = table.filter(pc.equal(table["status"], "ok"))
+    if table.num_rows == 0:
+        raise DataError(f"{index_dir}: no frame in it is usable; see its quarantine.parquet")
+    order = [("recording", "ascending"), ("episode", "ascending"), ("step", "ascending")]
+    return table.sort_by(order).combine_chunks()
+
+
+def data_revision(table: pa.Table) -> str:
+    """Hash of what the frames are, independent of file formats and library versions."""
+    digest = hashlib.sha256()
+    columns = ("key", "split", "action", "action_vector", "reward", "done", "sha1")
+    for row in zip(*(table[name].to_pylist() for name in columns), strict=True):
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def sample_metadata(row: Mapping[str, Any]) -> bytes:
+    """The ``.json`` member of a sample: what happened at this step, in a few fields.
+
+    Raises:
+        DataError: a number is not finite.
+    """
+    names = ("recording", "episode", "step", "time_s", "action", "reward", "done", "split")
+    values = {name: row[name] for name in names}
+    if row["action_vector"] is not None:
+        values["action_vector"] = row["action_vector"]
+    try:
+        return json.dumps(values, sort_keys=True, allow_nan=False).encode()
+    except ValueError:
+        raise DataError(f"{row['key']}: reward, time or action is not a finite number") from None
+
+
+class _SplitWriter:
+    """The tars of one split: opens the next when one is full."""
+
+    def __init__(self, folder: Path, split: str, cfg: ShardConfig) -> None:
+        self._folder, self._split, self._cfg = folder, split, cfg
+        self._tar: tarfile.TarFile | None = None
+        self._frames = 0
+        self.files: list[ShardFile] = []
+
+    @property
+    def _name(self) -> str:
+        return f"{self._split}-{len(self.files):06d}.tar"
+
+    def write(self, key: str, image: bytes, metadata: bytes) -> tuple[str, int]:
+        """Append a sample; returns the tar's name and the offset of the image in it."""
+        if self._frames == self._cfg.frames_per_shard:
+            self.close()
+        if self._tar is None:
+            self._tar = tarfile.open(  # noqa: SIM115  (closed by `close`)
+                self._folder / self._name, "w", format=tarfile.PAX_FORMAT
+            )
+        offset = _add(self._tar, f"{key}.{EXTENSIONS[self._cfg.format]}", image)
+        _add(self._tar, f"{key}.json", metadata)
+        self._frames += 1
+        return self._name, offset
+
+    def close(self) -> None:
+        """End the tar that is open, if any."""
+        if self._tar is None:
+            return
+        tar, self._tar = self._tar, None
+        tar.close()
+        size = (self._folder / self._name).stat().st_size
+        self.files.append(
+            ShardFile(name=self._name, split=self._split, frames=self._frames, bytes=size)
+        )
+        self._frames = 0
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a member whose header depends on nothing but its name and size; its offset."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = len(data), 0o444, 0  # owner 0, no owner's name
+    tar.addfile(member, io.BytesIO(data))
+    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _check_key(key: str) -> None:
+    # A key is a path inside the tar; webdataset skips names like __this__ as metadata.
+    if not re.fullmatch(r"(?!__|\.)[^/\\\x00]+/\d{6,}/\d{6,}", key):
+        raise DataError(f"{key!r}: a recording's name cannot begin with a dot or with __")
+
+
+def pack(
+    out_dir: Path,
+    table: pa.Table,
+    images: Iterable[bytes],
+    cfg: ShardConfig,
+    recordings: Mapping[str, Recording],
+    advance: Callable[[int], object] = lambda _: None,
+) -> ShardSet:
+    """Write encoded frames as shards with their index; ``out_dir`` appears whole or not at all.
+
+    Args:
+        out_dir: folder to make or replace.
+        table: INDEX_SCHEMA rows in order of (recording, episode, step).
+        images: one encoded image a row, already of the size and format of ``cfg``.
+        cfg: what the images are, and how many go into a tar.
+        recordings: metadata of every recording in the table.
+        advance: called with the number of samples written since the last call.
+
+    Raises:
+        DataError: a key or number that a sample cannot hold, or the disk is full.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    places: list[tuple[str, int, int]] = []
+    try:
+        with atomic_directory(out_dir) as folder:
+            with ExitStack() as stack:
+                writers = {split: _SplitWriter(folder, split, cfg) for split in SPLITS}
+                for writer in writers.values():
+                    stack.callback(writer.close)
+                supply = iter(images)
+                for batch in table.to_batches(max_chunksize=1024):
+                    for row in batch.to_pylist():
+                        _check_key(row["key"])
+                        image = next(supply)
+                        writer = writers[row["split"]]
+                        place = writer.write(row["key"], image, sample_metadata(row))
+                        places.append((*place, len(image)))
+                    advance(batch.num_rows)
+            shard, offset, size = (list(column) for column in zip(*places, strict=True))
+            columns = [*table.columns, pa.array(shard), pa.array(offset), pa.array(size)]
+            index = pa.Table.from_arrays(columns, schema=shard_schema())
+            index = pa.concat_tables(
+                [index.filter(pc.equal(index["split"], split)) for split in SPLITS]
+            )
+            pq.write_table(index.combine_chunks(), folder / SHARD_INDEX_FILE, compression="zstd")
+            described = _describe(table, cfg, recordings, writers)
+            write_json(folder / SHARDS_FILE, to_dict(described))
+    except OSError as error:
+        raise DataError(f"{out_dir}: cannot write the shards: {error.strerror or error}") from None
+    return described
+
+
+def _describe(
+    table: pa.Table,
+    cfg: ShardConfig,
+    recordings: Mapping[str, Recording],
+    writers: Mapping[str, _SplitWriter],
+) -> ShardSet:
+    splits = table["split"].to_pylist()
+    columns = (table[name].to_pylist() for name in ("split", "recording", "episode"))
+    episodes = set(zip(*columns, strict=True))
+    return ShardSet(
+        format=cfg.format,
+        width=cfg.width,
+        height=cfg.height,
+        fit=cfg.fit,
+        quality=cfg.quality,
+        revision=data_revision(table),
+        frames={split: splits.count(split) for split in SPLITS},
+        episodes={split: sum(one[0] == split for one in episodes) for split in SPLITS},
+        shards=tuple(file for writer in writers.values() for file in writer.files),
+        recordings=dict(recordings),
+    )
+
+
+def read_shard_set(folder: Path) -> ShardSet:
+    """Read and check ``shards.json``.
+
+    Raises:
+        DataError: missing, not JSON, a wrong field, or written by a newer version.
+    """
+    path = folder / SHARDS_FILE
+    try:
+        values = read_json(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; run `iwm shard` first") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    return parse_shard_set(values, str(path))
+
+
+def parse_shard_set(values: object, where: str) -> ShardSet:
+    """Check the plain values of a ``shards.json``; ``where`` names it in errors.
+
+    Raises:
+        DataError: a wrong field, or written by a newer version.
+    """
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: expected an object, found {type(values).__name__}")
+    version = values.get("version")
+    if isinstance(version, int) and version > SHARDS_VERSION:
+        raise DataError(
+            f"{where}: version {version} is newer than this software's {SHARDS_VERSION}; "
+            "upgrade iwm"
+        )
+    try:
+        return parse(ShardSet, values, where)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+
+
+def _encoded_in_order(
+    executor: ProcessPoolExecutor | None,
+    data_dir: Path,
+    table: pa.Table,
+    recordings: Mapping[str, Recording],
+    cfg: ShardConfig,
+) -> Iterator[bytes]:
+    """Encoded images in the table's order; a few chunks ahead of the writer, no more."""
+    names = table["recording"].to_numpy(zero_copy_only=False)
+    frames = table["frame"].to_numpy()
+    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+    tasks = []
+    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+        name = str(names[start])
+        size = max(1, min(_CHUNK, -(-(end - start) // cfg.workers)))
+        for first in range(start, end, size):
+            part = frames[first : min(end, first + size)]
+            tasks.append((data_dir / name, recordings[name], part, cfg))
+    if executor is None:
+        for task in tasks:
+            yield from encode_frames(*task)
+        return
+    waiting: deque[Future[list[bytes]]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(executor.submit(encode_frames, *task))
+            if len(waiting) > 2 * cfg.workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def write_shards(data_dir: Path, index_dir: Path, out_dir: Path, cfg: ShardConfig) -> ShardSet:
+    """Turn the usable frames of the recordings into shards.
+
+    Args:
+        data_dir: the recordings, one folder each.
+        index_dir: the ingestion index.
+        out_dir: the shards; made or replaced when whole.
+        cfg: size, encoding, frames a tar, worker processes.
+
+    Raises:
+        DataError: nothing usable, a recording that changed since ingestion, a full disk.
+    """
+    import multiprocessing
+
+    table = read_usable_frames(index_dir)
+    names = table["recording"].unique().to_pylist()
+    recordings = {name: read_recording(data_dir / name) for name in names}
+    with ExitStack() as stack:
+        executor = None
+        if cfg.workers > 1:
+            # Not forked: the parent may hold threads (Arrow's pool) in any state.
+            context = multiprocessing.get_context("spawn")
+            executor = stack.enter_context(ProcessPoolExecutor(cfg.workers, mp_context=context))
+        progress = stack.enter_context(Progress("shard", table.num_rows, "frames"))
+        images = _encoded_in_order(executor, data_dir, table, recordings, cfg)
+        return pack(out_dir, table, images, cfg, recordings, progress.advance)
