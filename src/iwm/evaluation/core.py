@@ -19,7 +19,7 @@ from iwm.evaluation.calibration import (
     calibration_curve,
 )
 from iwm.evaluation.config import EvaluateConfig
-from iwm.evaluation.pictures import calibration_plot, rank_histogram, strips
+from iwm.evaluation.pictures import as_picture, calibration_plot, rank_histogram, strips
 from iwm.evaluation.retrieval import ARMS, Retrieval, augmentation_retrieval
 from iwm.evaluation.statistics import Figure, bootstrap_mean, chance_mrr, constant
 from iwm.models.iwm import IWM
@@ -122,13 +122,8 @@ def draw(evaluation: Evaluation, frames: Frames, config: EvaluateConfig, folder:
         image = frames.images[i : i + 1]
         wanted, found = test.jitters[i][0], test.jitters[i][test.nearest[i][0]]
         views = (jitter(to_float(image), torch.as_tensor(p)[None])[0] for p in (wanted, found))
-        rows.append([_picture(to_float(image)[0]), *(_picture(view) for view in views)])
+        rows.append([as_picture(to_float(image)[0]), *(as_picture(view) for view in views)])
     strips(rows, ("source", "target", "nearest to prediction"), folder / "neighbours.png")
-
-
-def _picture(view: Tensor) -> Array:
-    picture: Array = (view.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return picture
 
 
 def _retrieve(

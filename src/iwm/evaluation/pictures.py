@@ -41,6 +41,12 @@ def _plain(axes: Axes, title: str, x: str, y: str) -> None:
     axes.grid(True, alpha=0.25)
 
 
+def as_picture(view: Any) -> Array:
+    """A float tensor [3, H, W] in about [0, 1] as uint8 [H, W, 3], clamped."""
+    picture: Array = (view.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return picture
+
+
 def loss_curve(history: Sequence[dict[str, float]], path: Path) -> None:
     """Total loss and its terms over the steps, and the effective rank beside them."""
     figure, (left, right) = _figure(9, 3.2, ncols=2)

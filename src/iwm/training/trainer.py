@@ -53,7 +53,7 @@ class Batches(Protocol):
         """Steps per epoch."""
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
-        """The epoch's batches from ``start_step`` on; each has ``images`` and ``keys``."""
+        """The epoch's batches from ``start_step`` on; each has ``to(device)`` and ``keys``."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Trainer:
         seed = step_seed(c.seed, step)
         torch.manual_seed(seed + 7919 * ranks.rank)  # dropout: a stream of its own per rank
         self.model.before_step(seed, ranks.rank, ranks.world, statistics=logging)  # type: ignore[operator]
-        batch.images = batch.images.to(ranks.device, non_blocking=True)
+        batch = batch.to(ranks.device, non_blocking=True)
         bf16 = c.precision == "bf16"
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
             loss, logs = step_fn(batch)

@@ -1,0 +1,140 @@
+"""Stage `train`: one phase, from the shards to a model; goes on where it was stopped."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipelines._stage import MODELS, SHARDS, run
+
+
+def train(
+    phase: Annotated[str, typer.Argument(help="an entry under `train` in params.yaml")],
+) -> None:
+    """Train PHASE on the shards into artifacts/models/PHASE.
+
+    Run it again after any stop, a kill included: it goes on from its last checkpoint. With
+    several accelerators: `torchrun --nproc-per-node N -m pipelines.train PHASE`.
+    """
+    from iwm.config import load_params
+    from iwm.errors import ConfigError
+
+    params = load_params()
+    if phase not in params.train:
+        raise ConfigError(f"train.{phase}: not in params.yaml; it has {', '.join(params.train)}")
+    config = params.train[phase]
+
+    import torch
+
+    from iwm.data.loader import Loader
+    from iwm.data.reader import ShardStore
+    from iwm.models.registry import create_model
+    from iwm.training.distributed import ranks
+    from iwm.training.trainer import Trainer
+    from pipelines._provenance import dvc_data_revision, git_commit
+    from pipelines._tracking import MlflowTracker
+
+    store = ShardStore(SHARDS)
+    settings = dict(config.model)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"train.{phase}.model.name: missing")
+    size = list(store.image_shape[:2])
+    if list(settings.setdefault("image_size", size)) != size:
+        raise ConfigError(
+            f"train.{phase}.model.image_size is {list(settings['image_size'])}, the shards in "
+            f"{SHARDS} hold {size} (height, width); change one of them"
+        )
+    settings.setdefault("fit", store.info.fit)
+    out = MODELS / phase
+    commit, dvc_revision = git_commit(), dvc_data_revision()
+    with ranks(config.device) as place:
+        batches = Loader(
+            store,
+            "train",
+            config.batch_size,
+            config.seed,
+            rank=place.rank,
+            world=place.world,
+            workers=config.loader.workers,
+            prefetch=config.loader.prefetch,
+            pin_memory=place.device.type != "cpu",
+        )
+        torch.manual_seed(config.seed)
+        model = create_model(name, **settings)
+        tracker = MlflowTracker(
+            params.register.experiment,
+            phase,
+            out,
+            {
+                "profile": params.profile,
+                "mlflow.source.git.commit": commit,
+                "data.shards_revision": store.info.revision,
+                "data.dvc_revision": dvc_revision,
+                "device": place.device,
+            },
+        )
+        trainer = Trainer(
+            model,
+            config,
+            batches,
+            out,
+            place,
+            data_revision=store.info.revision,
+            trackers=[tracker],
+            name=phase,
+        )
+
+        def record() -> dict[str, Any]:
+            from iwm.evaluation.pictures import loss_curve
+            from iwm.training.tracking import read_history
+
+            for path in _pictures(phase, model, batches):
+                tracker.picture(path)
+            loss_curve(read_history(out / "history.jsonl"), out / "loss.png")
+            tracker.picture(out / "loss.png")
+            return {
+                "run_id": tracker.run_id,
+                "profile": params.profile,
+                "commit": commit,
+                "data_revision": store.info.revision,
+                "dvc_revision": dvc_revision,
+                "vocabulary": {item: store.vocabulary(item) for item in store.recordings},
+                "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "device": str(place.device),
+            }
+
+        summary = trainer.fit(record)
+        if place.first:
+            state = "already done" if summary.already_done else "done"
+            loss = summary.metrics.get("loss", float("nan"))
+            typer.echo(
+                f"train {phase}: {state}, {summary.steps} steps, loss {loss:.4f}, "
+                f"{summary.samples_per_second:,.0f} samples/s"
+            )
+
+
+def _pictures(phase: str, model: Any, batches: Any) -> list[Any]:
+    """Example pairs of views, as the model meets them; none for models without views."""
+    if not hasattr(model.config, "augment"):
+        return []
+    import torch
+
+    from iwm.data.augment import make_views, sample_views
+    from iwm.evaluation.pictures import as_picture, strips
+
+    images = next(batches.epoch(0)).images[:6, 0]
+    drawn = sample_views(len(images), model.config.augment, torch.Generator().manual_seed(0))
+    rows = zip(images / 255, *make_views(images, drawn), strict=True)
+    path = MODELS / phase / "views.png"
+    strips(
+        [[as_picture(view) for view in row] for row in rows],
+        ("frame", "source view", "target view"),
+        path,
+    )
+    return [path]
+
+
+if __name__ == "__main__":
+    run(train)
