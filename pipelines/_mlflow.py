@@ -41,6 +41,7 @@ def configure() -> Any:
         TrackingError: the store cannot be opened or reached.
     """
     quiet()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Schema migrations are announced line by line otherwise.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)

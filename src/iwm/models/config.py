@@ -88,6 +88,9 @@ class IWMConfig:
     variant: Variant = "core"
     image_size: tuple[Positive, Positive] = (224, 224)
     """Height, width in pixels."""
+    fit: Literal["resize", "crop"] = "crop"
+    """How the frames it learned from were brought to that size (see ``shard.fit``); the
+    service does the same to a client's pictures."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Normalisation of RGB in [0, 1]; timm's augreg ViT-B/16 uses 0.5."""

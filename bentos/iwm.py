@@ -1,0 +1,86 @@
+"""The BentoML service ``iwm``: our HTTP application, served by BentoML's workers.
+
+BentoML brings the process model, the store and the probes; routes, bounds,
+errors and batching are :mod:`iwm.serving`'s. Its ``batchable`` methods are not used: under
+a mounted application they are reached through an in-process HTTP client that writes every
+frame as JSON, and they would be public routes of their own, past all bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import bentoml
+
+from bentos import ENVIRONMENT
+from iwm.serving.app import create_app
+from iwm.serving.config import ServiceConfig, service_config
+from iwm.serving.limits import TokenMiddleware
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+# A Bento carries its model beside this package; a checkout does not.
+_CARRIED = Path(__file__).resolve().parent.parent / "model"
+
+
+def _configuration() -> ServiceConfig:
+    config = service_config()
+    if config.model_path is None and _CARRIED.is_dir():
+        return dataclasses.replace(config, model_path=_CARRIED)
+    return config
+
+
+_config = _configuration()
+_app = create_app(_config)
+
+
+async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application behind a plain callable: BentoML then sends it every path that is not
+    its own, so that an unknown path, too, is answered in our one error shape.
+    """
+    await _app(scope, receive, send)
+
+
+@bentoml.service(
+    name="iwm",
+    workers=1,
+    # The timer of every request lives this long after it; ours (Limits) ends sooner.
+    traffic={"timeout": 5},
+    http={"host": _config.host, "port": _config.port},
+    # BentoML's own label every path that anyone asks for, without bound; ours do not.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    envs=[{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+)
+@bentoml.asgi_app(_mounted, path="/")
+class IWM:
+    """An image world model: POST /encode, /predict, /rollout; GET /health, /model, /metrics."""
+
+    def __init__(self) -> None:
+        self.runtime = _app.state.runtime
+        self.runtime.load()
+        # Weights and modules never become garbage: the collector need not visit them.
+        gc.collect()
+        gc.freeze()
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
+    def check_device() -> None:
+        """Refuse an unknown device once, before any worker starts."""
+        if _config.device not in ("auto", "cpu"):
+            from iwm.serving.engine import choose_device
+
+            choose_device(_config.device)
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def close(self) -> None:
+        """Stop the threads."""
+        self.runtime.close()
+
+
+if _config.token:
+    cast("bentoml.Service[IWM]", IWM).add_asgi_middleware(TokenMiddleware, token=_config.token)

@@ -1,0 +1,173 @@
+"""Stage `register`: what passed its gate enters the registry; the better one is champion."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines._stage import run
+
+if TYPE_CHECKING:
+    from iwm.config import RegisterConfig
+    from pipelines._registry import Evidence
+
+
+def _tags(evidence: Evidence, figure: str) -> dict[str, str]:
+    """Tags of a version; MLflow keeps strings."""
+    import json
+
+    from pipelines._registry import flat
+
+    wanted = {rule["figure"] for rule in evidence.gate["rules"]}
+    tags = {
+        "phase": evidence.phase,
+        "gate": "passed",
+        "gate.rules": json.dumps(evidence.gate["rules"], sort_keys=True)[:4900],
+        "weights_sha256": evidence.weights_sha256,
+        "evidence_sha256": evidence.digest,
+    }
+    for name in ("profile", "commit", "data_revision"):
+        if evidence.metrics.get(name) is not None:
+            tags[name] = str(evidence.metrics[name])
+    for name, value in flat(evidence.metrics):
+        if name == figure or name.rpartition(".")[0] in wanted:
+            tags[f"figure.{name}"] = repr(value)
+    return tags
+
+
+def _describe(evidence: Evidence) -> str:
+    """The gate as a table for the registry page."""
+    rows = ["| figure | value | must beat | verdict |", "|---|---|---|---|"]
+    for rule in evidence.gate["rules"]:
+        against = rule.get("baseline") or rule.get("threshold")
+        rows.append(f"| {rule['figure']} | {rule['value']} | {against} | {rule['verdict']} |")
+    return "\n".join(rows)
+
+
+def _run_id(client: Any, evidence: Evidence) -> str | None:
+    """The training run, where this store has it."""
+    from mlflow.exceptions import MlflowException
+
+    run_id = evidence.training.get("run_id")
+    try:
+        return str(client.get_run(run_id).info.run_id) if run_id else None
+    except MlflowException:
+        return None
+
+
+def _log(client: Any, evidence: Evidence, config: RegisterConfig, name: str) -> Any:
+    """Log the model and make a version of it."""
+    import warnings
+
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from pipelines import _registry
+    from pipelines._mlflow import experiment_id
+
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1))]),
+    )
+    run_id = _run_id(client, evidence)
+    opened = (
+        mlflow.start_run(run_id=run_id, log_system_metrics=False)
+        if run_id
+        else mlflow.start_run(
+            experiment_id=experiment_id(client, config.experiment),
+            run_name=f"register {evidence.phase}",
+            log_system_metrics=False,
+        )
+    )
+    with opened, tempfile.TemporaryDirectory(prefix="iwm-register-") as scratch:
+        folder = Path(scratch) / _registry.ARTIFACT
+        _registry.write_model_folder(evidence, name, folder)
+        if run_id is None:  # the training run has them already
+            figures = {f"eval.{key}": value for key, value in _registry.flat(evidence.metrics)}
+            mlflow.log_metrics(figures)
+        with warnings.catch_warnings():
+            # MLflow advises an input example; the signature says it all.
+            warnings.simplefilter("ignore", UserWarning)
+            logged = mlflow.pyfunc.log_model(
+                name=evidence.phase,
+                python_model=str(Path(__file__).with_name("_pyfunc.py")),
+                artifacts={_registry.ARTIFACT: str(folder)},
+                signature=signature,
+                pip_requirements=["iwm"],
+                registered_model_name=name,
+            )
+    return client.get_model_version(name, str(logged.registered_model_version))
+
+
+def register(phase: str) -> dict[str, Any]:
+    """Register a phase of the checkout in the current folder.
+
+    Registering the same weights with the same reports again finds the version that is
+    there. Returns what ``artifacts/registry/<phase>.json`` holds.
+
+    Raises:
+        GateFailed: the gate report is missing, failed, or of other weights.
+        ModelError: the model or a report is missing.
+        TrackingError: the registry cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from iwm.config import load_params
+    from iwm.errors import TrackingError
+    from iwm.files import write_json
+    from pipelines import _registry
+    from pipelines._mlflow import configure
+
+    config = load_params().register
+    evidence = _registry.collect(phase)
+    name = _registry.registered_name(config.model, phase)
+    tags = _tags(evidence, config.compare)
+    client = configure()
+    try:
+        champion = _registry.version_by_alias(client, name, _registry.CHAMPION)
+        promoted, reason = _registry.compare(
+            tags, champion.tags if champion else None, config.compare, config.tolerance
+        )
+        version = _registry.version_by_digest(client, name, evidence.digest)
+        if version is None:
+            version = _log(client, evidence, config, name)
+            client.update_model_version(name, version.version, description=_describe(evidence))
+        alias = _registry.CHAMPION if promoted else _registry.CHALLENGER
+        for key, value in {**tags, "decision": f"{alias}: {reason}"}.items():
+            client.set_model_version_tag(name, version.version, key, value)
+        client.set_registered_model_alias(name, alias, version.version)
+        challenger = _registry.version_by_alias(client, name, _registry.CHALLENGER)
+        if promoted and challenger and challenger.version == version.version:
+            client.delete_registered_model_alias(name, _registry.CHALLENGER)
+    except MlflowException as error:
+        raise TrackingError(f"registry: {' '.join(str(error).split())[:300]}") from None
+    result = {
+        "model": name,
+        "version": str(version.version),
+        "alias": alias,
+        "champion": str(version.version if promoted or champion is None else champion.version),
+        "run_id": version.run_id,
+        "weights_sha256": evidence.weights_sha256,
+        "reason": reason,
+    }
+    write_json(_registry.REGISTRY / f"{phase}.json", result)
+    return result
+
+
+def command(
+    phase: Annotated[str, typer.Argument(help="Which phase, e.g. core.")],
+) -> None:
+    """Register a model whose gate passed; move the alias champion if it is no worse."""
+    result = register(phase)
+    typer.echo(
+        f"{result['model']} version {result['version']} is {result['alias']}: {result['reason']}"
+    )
+
+
+if __name__ == "__main__":
+    run(command)

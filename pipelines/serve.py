@@ -1,0 +1,61 @@
+"""`iwm serve` and `iwm health`: start the inference service, ask how it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines._stage import quiet
+
+LOOPBACK = "127.0.0.1"
+
+
+def serve(
+    bento: Annotated[str, typer.Argument(help="Bento to serve.")] = "iwm:latest",
+    model_path: Annotated[
+        Path | None,
+        typer.Option(envvar="IWM_MODEL_PATH", help="A model folder to serve instead of a Bento's."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(envvar="IWM_SERVICE_HOST", help="Address to bind.")
+    ] = LOOPBACK,
+    port: Annotated[
+        int, typer.Option(envvar="IWM_SERVICE_PORT", min=1, max=65535, help="Port.")
+    ] = 8001,
+    device: Annotated[
+        str, typer.Option(envvar="IWM_DEVICE", help="auto, cpu, cuda, cuda:1 ...")
+    ] = "auto",
+) -> None:
+    """Serve a Bento, or with --model-path a model folder, in the foreground."""
+    from iwm.errors import ServiceError
+
+    quiet()
+    os.environ["IWM_DEVICE"] = device
+    os.environ["IWM_SERVICE_HOST"], os.environ["IWM_SERVICE_PORT"] = host, str(port)
+    if model_path is not None:
+        if not model_path.is_dir():
+            raise ServiceError(f"{model_path}: no such model folder")
+        os.environ["IWM_MODEL_PATH"] = str(model_path.resolve())
+        bento = "bentos.iwm:IWM"
+    sys.stdout.flush()
+    arguments = ["serve", bento, "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "bentoml", *arguments])
+
+
+def health(
+    url: Annotated[str, typer.Option(help="Where the service is.")] = "http://127.0.0.1:8001",
+) -> None:
+    """Print the service's health as JSON; exit code 1 when it cannot serve."""
+    import json
+
+    from iwm.client import SyncIWMClient
+
+    with SyncIWMClient(url, timeout=5.0) as client:
+        answer = client.health()
+    typer.echo(json.dumps(answer, indent=2))
+    if answer.get("status") != "ok":
+        raise typer.Exit(1)

@@ -1,0 +1,147 @@
+"""Answers of the service: JSON with every key, or npy where the client asks for it."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from iwm.serving import wire
+from iwm.serving.wire import Floats, RequestError
+
+if TYPE_CHECKING:
+    from iwm.serving.engine import Engine
+
+NPY = "application/x-npy"
+OCTETS = "application/octet-stream"
+
+
+def json_response(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Serialised by orjson; arrays as lists."""
+    return Response(
+        wire.dumps(value), status, media_type="application/json", headers=dict(headers or {})
+    )
+
+
+def flag(text: str | None, field: str) -> bool:
+    """A query parameter that is true or false.
+
+    Raises:
+        RequestError: 422.
+    """
+    if text is None or text.lower() in ("false", "0"):
+        return False
+    if text.lower() in ("true", "1"):
+        return True
+    raise RequestError(422, f"{field}: expected true or false, given {text[:40]!r}")
+
+
+def encoded(accept: str, z_cls: Floats, z_patches: Floats | None, variant: str) -> Response:
+    """The answer of ``/encode``.
+
+    With ``Accept: application/x-npy`` or ``application/octet-stream``: one npy array,
+    float32 ``[D]``, or ``[1 + N, D]`` with patches (row 0 is the CLS latent).
+    """
+    wanted = next((kind for kind in (NPY, OCTETS) if kind in accept), None)
+    if wanted:
+        array = z_cls if z_patches is None else np.concatenate([z_cls[None], z_patches])
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        headers = {"X-IWM-Timestamp": repr(time.time()), "X-IWM-Model-Variant": variant}
+        return Response(buffer.getvalue(), media_type=wanted, headers=headers)
+    return json_response(
+        {
+            "z_cls": z_cls,
+            "z_patches": z_patches,
+            "timestamp": time.time(),
+            "latent_dim": len(z_cls),
+            "model_variant": variant,
+        }
+    )
+
+
+def predicted(
+    z_cls: Floats, z_patches: Floats | None, mrr: Floats | None, uncertainty: Floats | None
+) -> Response:
+    """The answer of ``/predict``, from a rollout of one step."""
+    return json_response(
+        {
+            "z_cls_pred": np.ascontiguousarray(z_cls[0]),
+            "z_patches_pred": None if z_patches is None else np.ascontiguousarray(z_patches[0]),
+            "mrr": None if mrr is None else float(mrr[0]),
+            "uncertainty": None if uncertainty is None else float(uncertainty[0]),
+            "timestamp": time.time(),
+        }
+    )
+
+
+def rolled_out(
+    z_cls: Floats, z_patches: Floats | None, mrr: Floats | None, uncertainty: Floats | None
+) -> Response:
+    """The answer of ``/rollout``; arrays are ``[K, ...]``."""
+    empty = [None] * len(z_cls)
+    return json_response(
+        {
+            "z_cls_seq": np.ascontiguousarray(z_cls),
+            "z_patches_seq": None if z_patches is None else np.ascontiguousarray(z_patches),
+            "mrr_seq": empty if mrr is None else np.ascontiguousarray(mrr),
+            "uncertainty_seq": empty if uncertainty is None else np.ascontiguousarray(uncertainty),
+            "timestamp": time.time(),
+        }
+    )
+
+
+def model_card(engine: Engine, variant: str) -> dict[str, Any]:
+    """``GET /model``: every key always there, ``null`` where the folder does not say."""
+    card, calibration = engine.card, engine.calibration
+    return {
+        "name": card.get("model"),
+        "version": card.get("version"),
+        "alias": card.get("alias"),
+        "model_variant": variant,
+        "data_revision": card.get("data_revision"),
+        "git_commit": card.get("git_commit"),
+        "profile": card.get("profile"),
+        "weights_sha256": card.get("weights_sha256"),
+        "gate": card.get("gate"),
+        "vocabulary": card.get("vocabulary"),
+        "latent_dim": engine.latent_dim,
+        "patches": engine.patches,
+        "image_size": list(engine.preprocess.size),
+        "aug_dim": engine.aug_dim,
+        "latent_scale": calibration.surprise_scale if calibration else None,
+        "surprise_threshold": calibration.surprise_threshold if calibration else None,
+        "device": str(engine.device),
+    }
+
+
+def prometheus(served: Mapping[str, int], gauges: Mapping[str, float]) -> Response:
+    """Prometheus text format, version 0.0.4."""
+    lines = ["# TYPE iwm_served_total counter"]
+    lines += [f'iwm_served_total{{call="{call}"}} {count}' for call, count in served.items()]
+    for name, value in gauges.items():
+        lines += [f"# TYPE iwm_{name} gauge", f"iwm_{name} {value}"]
+    kind = "text/plain; version=0.0.4; charset=utf-8"
+    return Response("\n".join([*lines, ""]), headers={"Content-Type": kind})
+
+
+def documented(path: str, request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI of a route that reads its body itself."""
+    content: dict[str, Any] = {"application/json": {"schema": request.model_json_schema()}}
+    if path == "/encode":
+        image = {"schema": {"type": "string", "format": "binary"}}
+        content |= {"image/png": image, "image/jpeg": image}
+    error: dict[str, Any] = {"model": wire.ErrorResponse}
+    return {
+        "response_model": answer,
+        "responses": dict.fromkeys((400, 401, 403, 404, 408, 413, 422, 503), error),
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "summary": (request.__doc__ or "").strip().splitlines()[0],
+    }

@@ -1,0 +1,103 @@
+"""Calibrated figures of a prediction: from a model's own error estimate to what clients read.
+
+Evaluation stores monotone tables in ``calibration.json``; serving only interpolates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from iwm.errors import ModelError
+from iwm.files import read_json
+
+CALIBRATION_FILE = "calibration.json"
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A piecewise linear function, constant beyond its ends."""
+
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+
+    def __call__(self, value: Floats) -> Floats:
+        """Interpolate; shape is kept."""
+        return np.interp(value, self.x, self.y).astype(np.float32)
+
+
+def _table(values: Any, x: str, y: str, where: str) -> Table:
+    try:
+        table = Table(np.asarray(values[x], np.float64), np.asarray(values[y], np.float64))
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"{where}: expected lists {x!r} and {y!r} of numbers") from None
+    sound = (
+        table.x.ndim == table.y.ndim == 1
+        and len(table.x) == len(table.y) > 0
+        and np.isfinite(table.x).all()
+        and np.isfinite(table.y).all()
+        and (np.diff(table.x) >= 0).all()
+    )
+    if not sound:
+        raise ModelError(f"{where}: {x!r} and {y!r} must be equally long, finite, {x!r} rising")
+    return table
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Tables for one way of predicting."""
+
+    error: Table
+    """exp(log_error) -> expected distance to the true latent."""
+    confidence: Table
+    """Expected distance -> expected reciprocal rank, in [0, 1]."""
+
+    @classmethod
+    def read(cls, values: dict[str, Any], where: str) -> Figures:
+        """From ``error`` {predicted, measured} and ``confidence`` {error, mrr}."""
+        return cls(
+            _table(values.get("error"), "predicted", "measured", f"{where}: error"),
+            _table(values.get("confidence"), "error", "mrr", f"{where}: confidence"),
+        )
+
+    def __call__(self, log_error: Floats) -> tuple[Floats, Floats]:
+        """``(mrr, uncertainty)`` for the error head's logarithms, same shape."""
+        uncertainty = self.error(np.exp(np.clip(log_error, -30.0, 30.0)))
+        return np.clip(self.confidence(uncertainty), 0.0, 1.0), uncertainty
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns a predicted error into ``uncertainty`` and ``mrr``."""
+
+    cls_only: Figures
+    with_patches: Figures
+    surprise_scale: float
+    """Distance x scale = surprise, whose held-out 95th percentile is 2."""
+    surprise_threshold: float
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Read ``calibration.json``; without ``with_patches`` the CLS-only tables serve both.
+
+        Raises:
+            ModelError: not JSON, or a table is missing or not monotone.
+        """
+        try:
+            values = read_json(path)
+            scale, threshold = float(values["surprise_scale"]), float(values["surprise_threshold"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"{path}: not a calibration: {error!r}") from None
+        patches = values.get("with_patches", values)
+        return cls(
+            Figures.read(values, str(path)),
+            Figures.read(patches, f"{path}: with_patches"),
+            scale,
+            threshold,
+        )

@@ -1,0 +1,79 @@
+"""Configuration of the service: bounds, and what the environment sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from iwm.settings import parse, settings
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+@settings
+class Limits:
+    """What one request may ask for, and how many may wait."""
+
+    max_body_bytes: Positive = 16 * 1024 * 1024
+    max_pixels: Positive = 16_777_216
+    """Pixels of an image, read from its header before anything is decoded."""
+    max_steps: Positive = 256
+    """Actions of one rollout."""
+    max_patch_numbers: Positive = 4_000_000
+    """Numbers of predicted patch latents in one answer (steps x patches x width)."""
+    max_pending: Positive = 64
+    """Requests in work or waiting; one more is answered 503."""
+    max_batch: Positive = 32
+    """Requests computed together."""
+    body_timeout_s: Seconds = 4.0
+    """A body must have arrived by then; else 408."""
+    timeout_s: Seconds = 4.5
+    """An answer must be there by then; else 503."""
+    retry_after_s: Positive = 1
+    """Seconds that a refused client is asked to wait."""
+
+
+@settings
+class ServiceConfig:
+    """One service process."""
+
+    model_path: Path | None = None
+    """Folder with config.json and model.safetensors."""
+    model_variant: str | None = None
+    """``core``, ``invariant``, ``equivariant``...; default: what the model's card says."""
+    device: str = "auto"
+    image_root: Path | None = None
+    """Where ``image_path`` may read; ``None`` switches it off."""
+    token: str | None = None
+    """Bearer token that every call but the health checks must bring."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(gt=0, lt=65536)] = 8001
+    limits: Limits = Limits()
+
+
+_VARIABLES = {
+    "IWM_MODEL_PATH": "model_path",
+    "IWM_MODEL_VARIANT": "model_variant",
+    "IWM_DEVICE": "device",
+    "IWM_IMAGE_ROOT": "image_root",
+    "IWM_SERVICE_TOKEN": "token",
+    "IWM_SERVICE_HOST": "host",
+    "IWM_SERVICE_PORT": "port",
+}
+
+
+def service_config(environ: Mapping[str, str] = os.environ) -> ServiceConfig:
+    """The configuration that the ``IWM_*`` variables ask for; an empty one counts as unset.
+
+    Raises:
+        ConfigError: a variable holds what its setting cannot be.
+    """
+    values = {
+        name: environ[variable] for variable, name in _VARIABLES.items() if environ.get(variable)
+    }
+    return parse(ServiceConfig, values, "environment")

@@ -1,0 +1,168 @@
+"""Bounds at the door: how many requests, how much body, how long it may take, which files."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from iwm.serving.config import Limits
+from iwm.serving.wire import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+T = TypeVar("T")
+
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/healthz"})
+"""Answered without a token, so that probes need no secret."""
+
+
+class ClientGone(Exception):
+    """The client hung up; nobody reads an answer."""
+
+
+class Admission:
+    """Counts requests in work or waiting; refuses what is beyond the bound."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.pending = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one place.
+
+        Raises:
+            RequestError: 503 with ``Retry-After``, no place is free.
+        """
+        if self.pending >= self._limits.max_pending:
+            raise RequestError(
+                503,
+                f"busy: {self.pending} requests are waiting; try again",
+                {"Retry-After": str(self._limits.retry_after_s)},
+            )
+        self.pending += 1
+        try:
+            yield
+        finally:
+            self.pending -= 1
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The whole body, never more than the bound in memory.
+
+    Raises:
+        RequestError: 413 too large, 408 too slow, 400 a wrong ``Content-Length``.
+        ClientGone: the client hung up half-way.
+    """
+    from starlette.requests import ClientDisconnect
+
+    too_large = RequestError(413, f"body: expected at most {limits.max_body_bytes} bytes")
+    declared = request.headers.get("content-length")
+    if declared is not None:
+        if not declared.isascii() or not declared.isdigit():
+            raise RequestError(400, f"Content-Length: expected a number, given {declared!r}")
+        if int(declared) > limits.max_body_bytes:
+            raise too_large
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limits.max_body_bytes:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise RequestError(
+            408, f"body: expected whole within {limits.body_timeout_s:g} s, {size} bytes came"
+        ) from None
+    except ClientDisconnect:
+        raise ClientGone from None
+    return b"".join(chunks)
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work``; cancel it when the client hangs up. The body must have been read.
+
+    Raises:
+        ClientGone: the client hung up first.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        for waiting in (task, gone):
+            if not waiting.done():
+                waiting.cancel()
+                with suppress(asyncio.CancelledError):
+                    await waiting
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def image_file(path: str, root: Path | None, limits: Limits) -> bytes:
+    """Read ``image_path``: a file below ``root``, symlinks resolved.
+
+    Raises:
+        RequestError: 403 outside the root or switched off, 404 no such file, 413 too large.
+    """
+    if root is None:
+        raise RequestError(403, "image_path: reading files is switched off (IWM_IMAGE_ROOT)")
+    if "\0" in path:
+        raise RequestError(422, "image_path: expected a path without NUL")
+    base = root.resolve()
+    try:
+        target = (base / path).resolve()
+        if not target.is_relative_to(base):
+            raise RequestError(403, "image_path: expected a path below the image root")
+        # A named pipe would block for ever, a device has no end.
+        descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            if not target.is_file():
+                raise RequestError(404, "image_path: not a file")
+            data = file.read(limits.max_body_bytes + 1)
+    except (OSError, RuntimeError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "cannot be read"
+        raise RequestError(404, f"image_path: {reason}") from None
+    if len(data) > limits.max_body_bytes:
+        raise RequestError(413, f"image_path: expected at most {limits.max_body_bytes} bytes")
+    return data
+
+
+class TokenMiddleware:
+    """Asks every HTTP call outside :data:`OPEN_PATHS` for ``Authorization: Bearer <token>``."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 401."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+            if not hmac.compare_digest(given, self._expected):
+                await _refuse(send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(send: Send) -> None:
+    headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    body = b'{"detail":"Authorization: expected the bearer token of this service"}'
+    await send({"type": "http.response.body", "body": body})
