@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,10 @@ from iwm.gameplay.schema import NO_ACTION, STEPS_FILE, STEPS_SCHEMA, Recording, 
 from iwm.gameplay.writer import STEPS_LOG
 
 MAX_PIXELS = 16_777_216
+
+_PROBED = 8  # packets in which checksums are looked for, should the first be damaged
+_FOOTER = 8  # bytes of an FFV1 slice footer with a checksum: size 3, error status 1, CRC 4
+_MIRRORED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class VideoScan:
     """Presentation times of the frames that decode alone, ascending."""
     width: int
     height: int
-    codec: str
+    checksums: bool
+    """Whether each packet carries checksums that :func:`slices_intact` knows."""
     damage: str | None
     """Why reading the file stopped early, if it did."""
 
@@ -123,7 +129,7 @@ def scan_video(path: Path, max_pixels: int = MAX_PIXELS) -> VideoScan:
 
     pts: list[int] = []
     keyframes: list[int] = []
-    damage = None
+    checksums, damage = False, None
     try:
         with _open(path) as container:
             stream = container.streams.video[0]
@@ -135,6 +141,8 @@ def scan_video(path: Path, max_pixels: int = MAX_PIXELS) -> VideoScan:
                     time = packet.dts if packet.pts is None else packet.pts
                     if not packet.size or time is None or packet.is_discard or packet.is_corrupt:
                         continue
+                    if codec == "ffv1" and len(pts) < _PROBED and not checksums:
+                        checksums = slices_intact(bytes(packet))
                     pts.append(time)
                     if packet.is_keyframe:
                         keyframes.append(time)
@@ -153,9 +161,29 @@ def scan_video(path: Path, max_pixels: int = MAX_PIXELS) -> VideoScan:
         np.sort(np.asarray(keyframes, np.int64)),
         width,
         height,
-        codec,
+        checksums,
         damage,
     )
+
+
+def slices_intact(packet: bytes) -> bool:
+    """Whether every slice of an FFV1 version 3 packet matches its CRC (RFC 9043, 4.9).
+
+    The CRC's polynomial is zlib's with bits in the other order, so bytes are mirrored
+    first; a slice together with its CRC has remainder 0.
+    """
+    end = len(packet)
+    while end > 0:
+        if end < _FOOTER:
+            return False
+        size = int.from_bytes(packet[end - _FOOTER : end - _FOOTER + 3], "big") + _FOOTER
+        if size > end:
+            return False
+        slice_ = packet[end - size : end].translate(_MIRRORED)
+        if zlib.crc32(slice_, 0xFFFFFFFF) ^ 0xFFFFFFFF:
+            return False
+        end -= size
+    return True
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -273,9 +301,6 @@ def _decode(
     stream.codec_context.thread_count = threads
     if threads > 1:
         stream.thread_type = "AUTO"
-    if scan.codec == "ffv1":
-        # Without this the decoder fills damaged slices from another frame in silence.
-        stream.codec_context.options = {"err_detect": "crccheck+explode"}
     alone = len(scan.keyframes) == len(scan.pts)
     needed = set(scan.pts[[frame for frame in asked if frame < len(scan.pts)]].tolist())
     if not needed:
@@ -288,11 +313,15 @@ def _decode(
     for packet in _packets(container, stream):
         time = packet.dts if packet.pts is None else packet.pts
         if packet.size and (packet.is_corrupt or (alone and time not in needed)):
-            if alone and time is not None and time > last:
-                break
+            if not alone or time is None or time <= last:
+                continue
+            packet = None  # enough: let the decoder hand out what its threads still hold
+        # A decoder would paint damaged slices from another frame and say nothing.
+        elif scan.checksums and packet.size and not slices_intact(bytes(packet)):
+            yield "damaged data: checksum mismatch"
             continue
         try:
-            pictures = packet.decode()
+            pictures = stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
             yield _reason(error)
             continue
@@ -301,6 +330,8 @@ def _decode(
             position = int(np.searchsorted(scan.pts, time)) if time is not None else previous + 1
             previous = max(position, previous + 1)  # frames that share a time stamp
             yield previous, picture
+        if packet is None:
+            return
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
