@@ -109,6 +109,7 @@ def run_and_watch(name: str, *parameters: str, code: int = 0) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_deployments_run_fail_cancel_and_resume(repo: Path, port: int) -> None:
     services("status", "--port", str(port))
 
@@ -119,14 +120,15 @@ def test_deployments_run_fail_cancel_and_resume(repo: Path, port: int) -> None:
 
     # The full name; a gate that fails, fails the run by its name.
     toy.behave(repo, gate_core="fail")
-    run_and_watch("train-iwm/train-iwm", "force=true", code=1)
+    run_and_watch("train-iwm/train-iwm", "force=true", 'targets=["gate@core"]', code=1)
     _, state, message = newest_run()
     assert state == "Failed"
     assert message.startswith("gate@core failed: mrr.model 0.031 is 0.169 below")
 
     # Cancelled while it trains: nothing is left, not even what left the process group.
     toy.behave(repo, train_core="hang")
-    call("prefect", "deployment", "run", "train-iwm", "--param", "force=true")
+    training = ("--param", "force=true", "--param", 'targets=["train@core"]')
+    call("prefect", "deployment", "run", "train-iwm", *training)
     wait_for((repo / "pids.json").exists)
     processes = json.loads((repo / "pids.json").read_text())
     assert all(map(toy.alive, processes))
@@ -136,17 +138,17 @@ def test_deployments_run_fail_cancel_and_resume(repo: Path, port: int) -> None:
 
     # The next run takes up the checkpoint.
     (repo / "pids.json").unlink()
-    call("prefect", "deployment", "run", "train-iwm", "--param", "force=true")
+    call("prefect", "deployment", "run", "train-iwm", *training)
     wait_for((repo / "pids.json").exists)
     processes = json.loads((repo / "pids.json").read_text())
     assert (repo / "artifacts" / "train@core" / "checkpoint").read_text() == "14"
 
     # Down while it runs: the run is cancelled, nothing is left, and up goes on from there.
     assert "flow runs cancelled: 1" in services("down").stdout
-    wait_for(lambda: not any(map(toy.alive, processes)), 20)
+    assert not any(map(toy.alive, processes))
     toy.behave(repo)
     services("up", "--port", str(port))
     assert newest_run()[1] == "Cancelled"
-    run_and_watch("train-iwm")
+    run_and_watch("train-iwm", 'targets=["gate@core"]')
     run_and_watch("release")
     assert newest_run()[1:] == ("Completed", "released iwm:abc")
