@@ -1,0 +1,99 @@
+"""One executor shape over four places, Dask with a real scheduler and worker."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iwm.errors import ConfigError
+from iwm.gameplay.config import IngestConfig
+from iwm.gameplay.executor import make_executor
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def fail(number: int) -> int:
+    raise ValueError(f"no {number}")
+
+
+def check(cfg: IngestConfig) -> None:
+    with make_executor(cfg) as executor:
+        assert list(executor.map(square, range(20))) == [number**2 for number in range(20)]
+        with pytest.raises(ValueError, match="no 3"):
+            executor.submit(fail, 3).result()
+
+
+@pytest.mark.parametrize("kind", ["serial", "threads", "processes"])
+def test_local(kind: Any) -> None:
+    check(IngestConfig(executor=kind, workers=2))
+
+
+def test_dask_cluster_on_loopback() -> None:
+    from distributed import LocalCluster
+
+    cluster: Any = LocalCluster
+    with cluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+    ) as running:
+        check(IngestConfig(executor="dask", dask_address=running.scheduler_address))
+
+
+def test_dask_needs_an_address() -> None:
+    with pytest.raises(ConfigError, match="dask_address"):
+        make_executor(IngestConfig(executor="dask"))
+
+
+def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iwm.gameplay.executor._DASK_CONNECT_S", 1)
+    with (
+        pytest.raises(ConfigError, match=r"no scheduler at tcp://127\.0\.0\.1:9"),
+        make_executor(IngestConfig(executor="dask", dask_address="tcp://127.0.0.1:9")),
+    ):
+        pass
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from iwm.gameplay.executor import process_pool
+if __name__ == "__main__":
+    with process_pool(1) as pool:
+        Path(sys.argv[1]).write_text(str(pool.submit(os.getpid).result()))
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    told = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(told)])
+    deadline = time.monotonic() + 60
+    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker = int(told.read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _runs(worker)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
