@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -23,8 +24,12 @@ class Encoder(PythonModel):
 
         self.engine = Engine.load(Path(context.artifacts["model"]))
 
-    # MLflow reads type hints of this method as a schema, and knows none for images.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # noqa: ARG002
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002 - MLflow's signature
+        model_input: np.ndarray,  # type: ignore[type-arg] # MLflow knows the bare class only
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> npt.NDArray[np.float32]:
         """Latents of images."""
         fitted = [self.engine.preprocess(image) for image in np.asarray(model_input, np.uint8)]
         return self.engine.encode(np.stack(fitted)).z_cls
