@@ -100,14 +100,19 @@ def decode_into(encoded: bytes, out: Image8, image_format: str) -> None:
 
 
 def encode_frames(
-    folder: Path, recording: Recording, frames: npt.NDArray[np.int64], cfg: ShardConfig
+    folder: Path,
+    recording: Recording,
+    frames: npt.NDArray[np.int64],
+    max_pixels: int,
+    cfg: ShardConfig,
 ) -> list[bytes]:
     """Decode, resize and encode some frames of one recording; the work of one process.
 
     Args:
         folder: the recording's folder.
         recording: its metadata.
-        frames: positions in the frames file, in any order, repeats allowed.
+        frames: positions in the frames file, ascending.
+        max_pixels: the largest frame's, according to the index.
         cfg: size and encoding.
 
     Returns:
@@ -118,19 +123,12 @@ def encode_frames(
     """
     from iwm.gameplay.reader import iter_frames
 
-    wanted, places = np.unique(frames, return_inverse=True)
-    encoded: dict[int, bytes] = {}
-    for decoded in iter_frames(folder, recording, [int(frame) for frame in wanted]):
+    encoded = []
+    for decoded in iter_frames(folder, recording, frames, max_pixels=max_pixels):
         if decoded.image is None:
             raise DataError(
                 f"{folder / recording.frames_path}: frame {decoded.frame}: {decoded.error}; "
-                "the index says it is whole: run ingest again"
+                "it was whole when the index was made: run `iwm ingest` again"
             )
-        encoded[decoded.frame] = encode_frame(resize_frame(decoded.image, cfg), cfg)
-    for frame in wanted:
-        if int(frame) not in encoded:
-            raise DataError(
-                f"{folder / recording.frames_path}: frame {frame} is gone since the index was "
-                "made: run ingest again"
-            )
-    return [encoded[int(wanted[place])] for place in places]
+        encoded.append(encode_frame(resize_frame(decoded.image, cfg), cfg))
+    return encoded

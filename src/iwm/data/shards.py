@@ -25,8 +25,9 @@ import re
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,7 +37,15 @@ from iwm.data.config import ShardConfig
 from iwm.data.frames import EXTENSIONS, encode_frames
 from iwm.errors import ConfigError, DataError
 from iwm.files import atomic_directory, read_json, write_json
-from iwm.gameplay.index import FRAMES_FOLDER, INDEX_SCHEMA, INDEX_VERSION, SPLITS
+from iwm.gameplay.config import IngestConfig
+from iwm.gameplay.executor import make_executor
+from iwm.gameplay.index import (
+    FRAMES_FOLDER,
+    INDEX_SCHEMA,
+    INDEX_VERSION,
+    RECORDINGS_FILE,
+    SPLITS,
+)
 from iwm.gameplay.schema import Recording, read_recording
 from iwm.progress import Progress
 from iwm.settings import parse, settings, to_dict
@@ -48,7 +57,7 @@ SHARDS_VERSION = 1
 SHARDS_FILE = "shards.json"
 SHARD_INDEX_FILE = "index.parquet"
 
-_CHUNK = 4096  # frames a worker process encodes before it hands them back
+_CHUNK = 1024  # frames a worker process encodes before it hands them back
 
 
 @settings
@@ -122,8 +131,8 @@ def read_usable_frames(index_dir: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     files = sorted((index_dir / FRAMES_FOLDER).glob("*.parquet"))
-    if not files:
-        raise DataError(f"{index_dir / FRAMES_FOLDER}: no index there; run `iwm ingest` first")
+    if not files or not (index_dir / RECORDINGS_FILE).exists():  # it is written last
+        raise DataError(f"{index_dir}: no index there, or an unfinished one; run `iwm ingest`")
     tables = []
     for file in files:
         try:
@@ -230,7 +239,7 @@ def pack(
 
     Args:
         out_dir: folder to make or replace.
-        table: INDEX_SCHEMA rows in order of (recording, episode, step).
+        table: INDEX_SCHEMA rows, at least one, in order of (recording, episode, step).
         images: one encoded image a row, already of the size and format of ``cfg``.
         cfg: what the images are, and how many go into a tar.
         recordings: metadata of every recording in the table.
@@ -333,7 +342,7 @@ def parse_shard_set(values: object, where: str) -> ShardSet:
 
 
 def _encoded_in_order(
-    executor: ProcessPoolExecutor | None,
+    executor: Executor,
     data_dir: Path,
     table: pa.Table,
     recordings: Mapping[str, Recording],
@@ -342,18 +351,14 @@ def _encoded_in_order(
     """Encoded images in the table's order; a few chunks ahead of the writer, no more."""
     names = table["recording"].to_numpy(zero_copy_only=False)
     frames = table["frame"].to_numpy()
-    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+    largest = int((table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()).max())
+    starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
     tasks = []
-    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+    for start, end in pairwise(starts):
         name = str(names[start])
-        size = max(1, min(_CHUNK, -(-(end - start) // cfg.workers)))
-        for first in range(start, end, size):
-            part = frames[first : min(end, first + size)]
-            tasks.append((data_dir / name, recordings[name], part, cfg))
-    if executor is None:
-        for task in tasks:
-            yield from encode_frames(*task)
-        return
+        for first in range(start, end, _CHUNK):
+            part = frames[first : min(end, first + _CHUNK)]
+            tasks.append((data_dir / name, recordings[name], part, largest, cfg))
     waiting: deque[Future[list[bytes]]] = deque()
     try:
         for task in tasks:
@@ -362,6 +367,10 @@ def _encoded_in_order(
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    except BrokenExecutor:
+        raise DataError(
+            "shard: a worker process died (out of memory, or its decoder crashed)"
+        ) from None
     finally:
         for future in waiting:
             future.cancel()
@@ -379,17 +388,13 @@ def write_shards(data_dir: Path, index_dir: Path, out_dir: Path, cfg: ShardConfi
     Raises:
         DataError: nothing usable, a recording that changed since ingestion, a full disk.
     """
-    import multiprocessing
-
     table = read_usable_frames(index_dir)
     names = table["recording"].unique().to_pylist()
     recordings = {name: read_recording(data_dir / name) for name in names}
-    with ExitStack() as stack:
-        executor = None
-        if cfg.workers > 1:
-            # Not forked: the parent may hold threads (Arrow's pool) in any state.
-            context = multiprocessing.get_context("spawn")
-            executor = stack.enter_context(ProcessPoolExecutor(cfg.workers, mp_context=context))
-        progress = stack.enter_context(Progress("shard", table.num_rows, "frames"))
+    where = IngestConfig(executor="processes" if cfg.workers > 1 else "serial", workers=cfg.workers)
+    with (
+        make_executor(where) as executor,
+        Progress("shard", table.num_rows, "frames") as progress,
+    ):
         images = _encoded_in_order(executor, data_dir, table, recordings, cfg)
         return pack(out_dir, table, images, cfg, recordings, progress.advance)
