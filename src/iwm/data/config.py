@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -28,6 +29,8 @@ class ValidateConfig:
     """Nats between this action distribution and the previous data version's."""
     max_leakage_share: Share = 0.02
     """Share of held-out frames whose near-duplicate stands in the training split."""
+    severity: dict[str, Literal["error", "warning"]] = field(default_factory=dict)
+    """Expectations whose severity is not the default, e.g. ``{leakage: error}``."""
 
 
 @settings
