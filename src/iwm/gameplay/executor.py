@@ -14,7 +14,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from iwm.errors import ConfigError
@@ -40,9 +41,19 @@ class SerialExecutor(Executor):
         return future
 
 
+def _end_with_children(number: int, _: object) -> None:
+    """End at once, and with it the programs this worker started (a game's engine)."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+    os._exit(128 + number)
+
+
 def _start_worker(parent: int, initializer: Callable[..., None] | None, *args: Any) -> None:
     """Make a worker end with its parent (a killed parent cannot tell it to), then set it up."""
     if sys.platform == "linux":
+        signal.signal(signal.SIGTERM, _end_with_children)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it was gone before we asked
             os.kill(os.getpid(), signal.SIGTERM)

@@ -65,30 +65,35 @@ def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PARENT = """
-import os, sys, time
+import os, subprocess, sys, time
 from pathlib import Path
 from iwm.gameplay.executor import process_pool
+engines = []
+def work():
+    engines.append(subprocess.Popen(["sleep", "600"]))
+    return f"{os.getpid()} {engines[0].pid}"
 if __name__ == "__main__":
     with process_pool(1) as pool:
-        Path(sys.argv[1]).write_text(str(pool.submit(os.getpid).result()))
+        Path(sys.argv[1]).write_text(pool.submit(work).result())
         time.sleep(60)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+def test_workers_and_their_programs_end_with_a_killed_parent(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
-    told = tmp_path / "pid"
+    told = tmp_path / "pids"
     parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(told)])
     deadline = time.monotonic() + 60
     while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    worker = int(told.read_text())
+    pids = [int(pid) for pid in told.read_text().split()]
+    assert all(_runs(pid) for pid in pids)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    while _runs(worker) and time.monotonic() < deadline:
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not _runs(worker)
+    assert not any(_runs(pid) for pid in pids)
 
 
 def _runs(pid: int) -> bool:
