@@ -66,9 +66,9 @@ def gpu_slot(stage: str, gpu: GpuUse) -> AbstractContextManager[None]:
 
 
 def _run(name: str, *arguments: str) -> None:
-    """``python -m arguments`` under the flow run's supervisor, streamed to the task's log."""
+    """``python arguments`` under the flow run's supervisor, streamed to the task's log."""
     supervisor = supervisor_of(str(flow_run.id))
-    ended = supervisor.run([sys.executable, "-m", *arguments], get_run_logger().info)
+    ended = supervisor.run([sys.executable, *arguments], get_run_logger().info)
     if error := judge(name, ended):
         raise error
 
@@ -76,15 +76,7 @@ def _run(name: str, *arguments: str) -> None:
 @task(name="profile", cache_policy=NO_CACHE)
 def use_profile(profile: str) -> None:
     """Write a profile's values to params.yaml."""
-    import iwm.cli
-
-    code = f"import {iwm.cli.__name__} as cli; cli.main()"
-    supervisor = supervisor_of(str(flow_run.id))
-    ended = supervisor.run(
-        [sys.executable, "-c", code, "profile", "use", profile], get_run_logger().info
-    )
-    if error := judge("profile", ended):
-        raise error
+    _run("profile", "-c", "from iwm.cli import main; main()", "profile", "use", profile)
 
 
 @task(
@@ -101,11 +93,11 @@ def ensure_data() -> None:
     and ``dvc repro`` refuses to start while its source is missing.
     """
     if data_is_empty():
-        _run("record", "pipelines.record")
+        _run("record", "-m", "pipelines.record")
     if data_is_empty():
         raise StageFailed(f"record failed: {DATA}/ is still empty")
     # Hashing is by size and time stamp for known files, so this is quick when nothing changed.
-    _run(str(DATA_DVC), "dvc", "add", "--quiet", str(DATA))
+    _run(str(DATA_DVC), "-m", "dvc", "add", "--quiet", str(DATA))
 
 
 @task(
@@ -128,7 +120,7 @@ def run_stage(stage: str, force: bool = False, gpu: GpuUse = "auto") -> str:
     """
     options = ["--force"] if force else []
     with gpu_slot(stage, gpu):
-        _run(stage, "dvc", "repro", "--single-item", *options, stage)
+        _run(stage, "-m", "dvc", "repro", "--single-item", *options, stage)
     return stage
 
 
