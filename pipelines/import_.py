@@ -107,7 +107,3 @@ def images(
     for file, reason in done.set_aside:
         typer.echo(f"set aside: {file}: {reason}", err=True)
     typer.echo(f"{done.folder}: {done.images:,} images, {len(done.set_aside):,} set aside")
-
-
-if __name__ == "__main__":
-    command()

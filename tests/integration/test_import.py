@@ -128,7 +128,7 @@ def test_errors_are_one_line_with_file_and_reason(tmp_path: Path, clip: Path) ->
         ([cut, log], r"cut.mkv: cut off or damaged: .*--allow-truncated imports its \d+"),
         ([headless, log], r"headless.mp4: .*"),
         ([log, log], r"log.csv: cannot be read as a video"),
-        ([clip, log, "--actions", "a0,a1"], r"log.csv: unknown action 'a2' at 0.0666667 s"),
+        ([clip, log, "--actions", "a0,a1"], r"log.csv: unknown action 'a2' at 0.066667 s"),
         ([clip, log, "--offset", "99"], r"log.csv: begins at 99.000 s"),
         ([clip, log, "--offset", "nan"], r"--offset nan"),
     ]
