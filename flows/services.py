@@ -36,6 +36,8 @@ HOST = "127.0.0.1"
 PORT = 4200
 STOP_S = 45.0
 """Above the 30 s that a worker grants its flow runs."""
+IDLE_STOP_S = 10.0
+"""For a worker whose flow runs have ended."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +176,18 @@ def set_state(runs: Sequence[str], kind: str, why: str, api: str) -> None:
         ask(f"flow_runs/{run}/set_state", {"state": state, "force": True}, api)
 
 
-def cancel_all(api: str, patience_s: float = STOP_S) -> int:
-    """Cancel what runs and wait for its end, so no run stays "Running" without a process."""
+def cancel_all(api: str, patience_s: float = STOP_S) -> tuple[int, bool]:
+    """Cancel what runs and wait for its end, so no run stays "Running" without a process.
+
+    Returns:
+        How many flow runs were cancelled, and whether all of them ended in time.
+    """
     runs = unfinished(api)
     set_state(runs, "CANCELLING", "the services were stopped", api)
     deadline = time.monotonic() + patience_s
-    while unfinished(api) and time.monotonic() < deadline:
+    while (left := unfinished(api)) and time.monotonic() < deadline:
         time.sleep(0.5)
-    return len(runs)
+    return len(runs), not left
 
 
 def prefect(*arguments: str, env: Mapping[str, str], quiet: bool = False) -> int:
@@ -268,10 +274,16 @@ def up(
 def down() -> None:
     """Cancel the flow runs, stop the worker, then the server."""
     api = URL_FILE.read_text(encoding="utf-8") if URL_FILE.exists() else ""
-    if WORKER.pid() is not None and api and healthy(api) and (cancelled := cancel_all(api)):
-        typer.echo(f"flow runs cancelled: {cancelled}")
-    for service in (WORKER, SERVER):
-        typer.echo(f"{service.name}: {'stopped' if service.stop() else 'was not running'}")
+    patience_s = STOP_S
+    if WORKER.pid() is not None and api and healthy(api):
+        cancelled, all_ended = cancel_all(api)
+        if cancelled:
+            typer.echo(f"flow runs cancelled: {cancelled}")
+        if all_ended:  # a worker asked to end while it closes a run's books may not hear it
+            patience_s = IDLE_STOP_S
+    for service, seconds in ((WORKER, patience_s), (SERVER, STOP_S)):
+        stopped = service.stop(seconds)
+        typer.echo(f"{service.name}: {'stopped' if stopped else 'was not running'}")
 
 
 @app.command()
