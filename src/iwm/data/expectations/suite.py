@@ -118,7 +118,6 @@ class ExpectStableActions(gxe.ExpectColumnKLDivergenceToBeLessThan):  # type: ig
 
     column: str = "action_name"
     tail_weight_holdout: float = 1e-3
-    internal_weight_holdout: float = 1e-3
 
 
 @dataclass(frozen=True)
