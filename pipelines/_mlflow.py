@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ def configure() -> Any:
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # every backend has exceptions of its own
-        reason = " ".join(str(error).split())[:300]
-        raise TrackingError(f"MLflow at {_without_password(uri)}: {reason}") from None
+        raise TrackingError(f"MLflow at {one_line(uri)}: {one_line(error)}") from None
     return client
 
 
@@ -80,6 +80,6 @@ def experiment_id(client: Any, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _without_password(uri: str) -> str:
-    scheme, mark, rest = uri.partition("://")
-    return f"{scheme}{mark}{rest.rsplit('@', 1)[-1]}"
+def one_line(text: object) -> str:
+    """An error or address for people: one line, bounded, without user names and passwords."""
+    return re.sub(r"://[^/@\s]*@", "://", " ".join(str(text).split()))[:300]

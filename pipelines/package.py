@@ -53,14 +53,14 @@ def fetch_champion(config: RegisterConfig, target: Path) -> dict[str, Any]:
     from iwm.errors import GateFailed, TrackingError
     from iwm.files import read_json, write_json
     from pipelines import _registry
-    from pipelines._mlflow import configure, tracking_uri
+    from pipelines._mlflow import configure, one_line, tracking_uri
 
     name = _registry.registered_name(config.model, "core")
     client = configure()
     champion = _registry.version_by_alias(client, name, _registry.CHAMPION)
     if champion is None:
         raise TrackingError(
-            f"the registry at {tracking_uri().rsplit('@', 1)[-1]} has no champion of {name!r}; "
+            f"the registry at {one_line(tracking_uri())} has no champion of {name!r}; "
             f"run `dvc repro -s -f register`"
         )
     try:
@@ -68,8 +68,7 @@ def fetch_champion(config: RegisterConfig, target: Path) -> dict[str, Any]:
             f"models:/{name}/{champion.version}", dst_path=str(target.parent / "fetched")
         )
     except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TrackingError(f"{name} version {champion.version}: {reason}") from None
+        raise TrackingError(f"{name} version {champion.version}: {one_line(error)}") from None
     (Path(fetched) / "artifacts" / _registry.ARTIFACT).rename(target)
     gate = target / _registry.GATE_FILE
     where = f"{name} version {champion.version}: {_registry.GATE_FILE}"

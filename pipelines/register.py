@@ -121,7 +121,7 @@ def register(phase: str) -> dict[str, Any]:
     from iwm.errors import TrackingError
     from iwm.files import write_json
     from pipelines import _registry
-    from pipelines._mlflow import configure
+    from pipelines._mlflow import configure, one_line
 
     config = load_params().register
     evidence = _registry.collect(phase)
@@ -145,7 +145,7 @@ def register(phase: str) -> dict[str, Any]:
         if promoted and challenger and challenger.version == version.version:
             client.delete_registered_model_alias(name, _registry.CHALLENGER)
     except MlflowException as error:
-        raise TrackingError(f"registry: {' '.join(str(error).split())[:300]}") from None
+        raise TrackingError(f"registry: {one_line(error)}") from None
     result = {
         "model": name,
         "version": str(version.version),

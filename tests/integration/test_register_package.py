@@ -1,0 +1,312 @@
+"""Registry and packaging, against a real MLflow store, a real MLflow server, a real Bento."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fixtures import write_store
+from tinymodel import SIZE, WIDTH, write_phase
+
+from iwm.client import SyncIWMClient
+from iwm.config import load_params
+from iwm.errors import GateFailed, IwmError, ModelError, TrackingError
+from iwm.files import read_json, write_json
+from pipelines._mlflow import configure
+from pipelines._served import free_port, served
+from pipelines.package import fetch_champion, package
+from pipelines.register import register
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking store; making its tables takes seconds, so tests copy it."""
+    folder = tmp_path_factory.mktemp("store")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        configure()
+    finally:
+        os.chdir(before)
+    return folder / "mlruns"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout in which `gate@core` has just passed."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    for variable in [name for name in os.environ if name.startswith("IWM_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(store, tmp_path / "mlruns")
+    shutil.copy2(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, **changes: object) -> None:
+    write_json(path, {**read_json(path), **changes})
+
+
+def test_first_version_is_champion_and_carries_its_evidence(checkout: Path) -> None:
+    digest = write_phase(checkout)
+    result = register("core")
+    assert (result["model"], result["version"], result["alias"]) == ("iwm", "1", "champion")
+    assert result["champion"] == "1"
+    assert read_json(checkout / "artifacts/registry/core.json") == result
+
+    version = configure().get_model_version_by_alias("iwm", "champion")
+    assert version.tags["weights_sha256"] == digest
+    assert version.tags["gate"] == "passed"
+    assert json.loads(version.tags["gate.rules"])[0]["figure"] == "mrr.model"
+    assert float(version.tags["figure.mrr.model.mean"]) == 0.5
+    assert version.tags["profile"] == "cpu"
+    assert version.tags["data_revision"] == "1" * 32
+    assert "mrr.model" in version.description
+
+    import mlflow
+
+    fetched = Path(mlflow.artifacts.download_artifacts("models:/iwm@champion"))
+    assert sorted(path.name for path in (fetched / "artifacts/model").iterdir()) == [
+        "calibration.json",
+        "card.json",
+        "config.json",
+        "gate.json",
+        "metrics.json",
+        "model.safetensors",
+    ]
+    assert not [path for path in fetched.rglob("*") if path.suffix in (".pkl", ".pickle")]
+    loaded = mlflow.pyfunc.load_model("models:/iwm@champion")
+    latents = loaded.predict(np.zeros((2, 48, 64, 3), np.uint8))
+    assert latents.shape == (2, WIDTH)
+    assert SIZE != 48
+
+
+def test_the_same_weights_again_are_the_same_version(checkout: Path) -> None:
+    write_phase(checkout)
+    assert register("core") | {"reason": ""} == register("core") | {"reason": ""}
+    assert len(configure().search_model_versions("name='iwm'")) == 1
+
+
+def test_champion_moves_only_to_a_model_that_is_no_worse(checkout: Path) -> None:
+    write_phase(checkout, seed=0, mrr=0.5)
+    register("core")
+    write_phase(checkout, seed=1, mrr=0.4)
+    worse = register("core")
+    assert (worse["alias"], worse["champion"]) == ("challenger", "1")
+    assert "worse than the champion's 0.5" in worse["reason"]
+    write_phase(checkout, seed=2, mrr=0.5)
+    equal = register("core")
+    assert (equal["alias"], equal["champion"], equal["version"]) == ("champion", "3", "3")
+    client = configure()
+    assert client.get_model_version_by_alias("iwm", "challenger").version == 2
+    assert client.get_model_version("iwm", "2").tags["decision"].startswith("challenger: ")
+
+
+def test_figures_of_another_profile_are_not_compared(checkout: Path) -> None:
+    write_phase(checkout, seed=0, mrr=0.9, profile="smoke")
+    register("core")
+    write_phase(checkout, seed=1, mrr=0.4)
+    other = register("core")
+    assert other["alias"] == "champion"
+    assert "not compared" in other["reason"]
+
+
+def test_what_has_not_passed_is_refused(checkout: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.safetensors: not found"):
+        register("core")
+    write_phase(checkout, passed=False)
+    with pytest.raises(GateFailed, match=r"the gate failed: mrr\.model missed by"):
+        register("core")
+    write_phase(checkout)
+    gate = checkout / "reports/gates/core.json"
+    edit(gate, weights_sha256="f" * 64)
+    with pytest.raises(GateFailed, match="of weights ffffffffffff, the model has"):
+        register("core")
+    edit(gate, rules=[])
+    with pytest.raises(GateFailed, match="checks nothing"):
+        register("core")
+    gate.unlink()
+    with pytest.raises(GateFailed, match="not found"):
+        register("core")
+    write_phase(checkout)
+    (checkout / "artifacts/evaluation/core/calibration.json").write_text("{")
+    with pytest.raises(ModelError, match="not JSON"):
+        register("core")
+    assert not (checkout / "artifacts/registry/core.json").exists()
+
+
+def test_the_figure_compared_must_be_there(checkout: Path) -> None:
+    write_phase(checkout)
+    edit(checkout / "reports/metrics/core.json", mrr={})
+    with pytest.raises(TrackingError, match=r"no figure 'mrr\.model\.mean'"):
+        register("core")
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_phase(checkout)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://u:secret@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(IwmError) as caught:
+        register("core")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_registry_page_shows_it(checkout: Path) -> None:
+    write_phase(checkout)
+    register("core")
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.mlflow_ui", "--port", str(port)],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 180
+        with httpx.Client(base_url=url, timeout=10) as http:
+            while True:
+                try:
+                    assert http.get("/health").status_code == 200
+                    break
+                except httpx.TransportError:
+                    assert server.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+            found = http.get(
+                "/api/2.0/mlflow/registered-models/alias",
+                params={"name": "iwm", "alias": "champion"},
+            ).json()["model_version"]
+            assert found["version"] == "1"
+            tags = {tag["key"]: tag["value"] for tag in found["tags"]}
+            assert tags["gate"] == "passed"
+            assert "<html" in http.get("/").text
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of an empty database of a server of our own, on a socket in a temporary folder."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("no PostgreSQL server on this machine (initdb not found)")
+    # pytest's own temporary folders are closed to the user that the server runs as.
+    bin_folder, data = found[-1].parent, Path(tempfile.mkdtemp(prefix="iwm-postgres-"))
+    # PostgreSQL refuses to run as root.
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if as_user:
+        shutil.chown(data, "postgres")
+    user = "postgres" if as_user else getpass.getuser()
+    subprocess.run(
+        [*as_user, bin_folder / "initdb", "-D", data / "db", "-A", "trust", "-U", user],
+        check=True,
+        capture_output=True,
+    )
+    port = free_port()
+    server = subprocess.Popen(
+        [*as_user, bin_folder / "postgres", "-D", data / "db", "-p", str(port), "-k", data],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        import psycopg
+
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(host="127.0.0.1", port=port, user=user, dbname="postgres").close()
+                break
+            except psycopg.OperationalError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield f"postgresql+psycopg://{user}@127.0.0.1:{port}/postgres"
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait(30)
+        shutil.rmtree(data, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_postgres_by_url(checkout: Path, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres)
+    write_phase(checkout)
+    assert register("core")["alias"] == "champion"
+    assert register("core")["version"] == "1"
+    card = fetch_champion(load_params().register, checkout / "fetched-model")
+    assert (card["version"], card["alias"]) == ("1", "champion")
+
+
+@pytest.mark.slow
+def test_package_serves_the_champion_from_anywhere(checkout: Path) -> None:
+    digest = write_phase(checkout)
+    write_store(checkout / "artifacts/shards")
+    register("core")
+    params = load_params()
+    result = package(params.package, params.register)
+    assert read_json(checkout / "artifacts/package.json") == result
+    assert result["tag"].startswith("iwm:")
+    assert (result["model_version"], result["weights_sha256"]) == ("1", digest)
+    assert set(result["smoke"]["p50_ms"]) == {"encode", "predict", "rollout"}
+    left = subprocess.run(["pgrep", "-f", result["tag"]], capture_output=True, check=False)
+    assert not left.stdout.strip()  # no orphan of the service
+
+    bento = next((checkout / "bentoml/bentos/iwm").glob("*/src"))
+    assert sorted(path.name for path in (bento / "model").iterdir()) == [
+        "calibration.json",
+        "card.json",
+        "config.json",
+        "gate.json",
+        "metrics.json",
+        "model.safetensors",
+    ]
+    assert (bento / "iwm/serving/engine.py").is_file()
+    assert "torch==" in (bento / "requirements.txt").read_text()
+    # The Bento runs its own copy of the code and needs nothing of the checkout.
+    with (
+        served("iwm:latest", checkout) as running,
+        SyncIWMClient(running.url) as client,
+    ):
+        card = client._http.get("/model").json()
+        assert (card["name"], card["version"], card["alias"]) == ("iwm", "1", "champion")
+        assert card["gate"]["passed"] is True
+        assert client.predict_next([0.0] * WIDTH, [0.0]).mrr >= 0
+
+
+def test_packaging_without_a_champion_or_with_a_failed_gate_is_refused(checkout: Path) -> None:
+    config = load_params().register
+    with pytest.raises(TrackingError, match="no champion of 'iwm'"):
+        fetch_champion(config, checkout / "one")
+    write_phase(checkout)
+    register("core")
+    gate = next((checkout / "mlruns/artifacts").rglob("gate.json"))
+    edit(gate, passed=False)
+    with pytest.raises(GateFailed, match=r"iwm version 1: gate\.json: the gate failed"):
+        fetch_champion(config, checkout / "two")
+    gate.unlink()
+    with pytest.raises(GateFailed, match="not found"):
+        fetch_champion(config, checkout / "three")
