@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class MlflowTracker:
         write_json(self.folder / RUN_FILE, {"run_id": self.run_id, "experiment": self.experiment})
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
         monitor: Any = SystemMetricsMonitor  # untyped in MLflow
         self._monitor = monitor(self.run_id, sampling_interval=5, resume_logging=step > 0)
         self._monitor.start()

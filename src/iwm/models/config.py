@@ -36,6 +36,9 @@ class EncoderConfig:
     depth: Positive = 12
     heads: Positive = 12
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    pool: Literal["cls", "cls+mean"] = "cls"
+    """What becomes z_cls: the CLS token, or its sum with the patches' mean. The mean makes
+    global colour and light readable from the first step, which short runs need."""
     weights: str | None = None
     """A local safetensors file of a timm ViT of this shape to start from."""
     activation_checkpointing: bool = False

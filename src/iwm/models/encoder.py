@@ -68,7 +68,11 @@ class Encoder(nn.Module):
             global_pool="",
             **stem,
         )
-        self.width = shape.width
+        if shape.stem == "patch":
+            # Blocks read tokens through LayerNorm, which forgets their scale. A bias beside the
+            # content keeps a patch's brightness visible as a direction.
+            nn.init.normal_(self.vit.patch_embed.proj.bias, std=0.5)
+        self.width, self._pool = shape.width, shape.pool
         self._grid, self._patch = config.grid, shape.patch
         self._blank_pixels = shape.stem == "conv"
         self._checkpointing = shape.activation_checkpointing
@@ -101,7 +105,10 @@ class Encoder(nn.Module):
             else:
                 tokens = block(tokens)
         tokens = self.vit.norm(tokens)
-        return tokens[:, 0], tokens[:, 1:]
+        cls, patches = tokens[:, 0], tokens[:, 1:]
+        if self._pool == "cls+mean":
+            cls = cls + patches.mean(dim=1)
+        return cls, patches
 
     def _pixel_mask(self, visible: Tensor, batch: int) -> Tensor:
         rows, columns = self._grid

@@ -197,8 +197,13 @@ class IWM(nn.Module):
 
         source_cls = normalise(torch.cat([*sources, cls]).float())
         if c.inverse:
-            recovered = self.inverse(torch.cat([source_cls, goal_cls], dim=-1))
-            terms["inverse"] = (c.inverse, inverse_loss(recovered, action, self.inverse_scale))
+            # Hidden tokens hide part of a frame's colours: whole frames only, if there are any.
+            rows = slice(0, alone or size)
+            recovered = self.inverse(torch.cat([source_cls[rows], goal_cls[rows]], dim=-1))
+            terms["inverse"] = (
+                c.inverse,
+                inverse_loss(recovered, action[rows], self.inverse_scale),
+            )
         if c.variance or c.covariance:
             terms["variance"] = (c.variance, variance_loss(source_cls))
             terms["covariance"] = (c.covariance, covariance_loss(source_cls))

@@ -25,6 +25,7 @@ def save_model(
     contiguous = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(contiguous, temporary, metadata={"format": "pt", "model": model})
+        temporary.chmod(0o644)  # safetensors makes it private; a released model is not
     write_json(
         folder / CONFIG_FILE,
         {"format_version": FORMAT_VERSION, "model": model, "settings": settings, **more},
