@@ -218,9 +218,12 @@ def destroy(images: Tensor, blur: Tensor, greyscale: Tensor, solarize: Tensor) -
 def make_views(images: Tensor, parameters: ViewParameters) -> tuple[Tensor, Tensor]:
     """Source and target views, float [B, 3, H, W], of uint8 or float images."""
     p = parameters
-    shared = crop_flip(to_float(images), p.crop, p.flip)
-    source = destroy(jitter(shared, p.source), p.blur, p.greyscale, p.solarize)
-    return source, jitter(shared, p.target)
+    # The vector describes the views exactly, so they are made in full precision even where
+    # the model around them runs in bfloat16.
+    with torch.autocast(images.device.type, enabled=False):
+        shared = crop_flip(to_float(images), p.crop, p.flip)
+        source = destroy(jitter(shared, p.source), p.blur, p.greyscale, p.solarize)
+        return source, jitter(shared, p.target)
 
 
 def source_from_target(target: Tensor, action: Tensor) -> Tensor:
