@@ -191,7 +191,8 @@ def _without_path(error: BaseException | str, folder: Path) -> str:
     text = str(error)
     if isinstance(error, OSError):
         text = error.strerror or text
-    text = " ".join(text.replace(f"{folder}{os.sep}", "").split())
+    text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+    text = " ".join(text.split())
     return printable(text)
 
 

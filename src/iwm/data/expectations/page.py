@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from iwm.data.expectations.report import ValidationReport
+from iwm.data.expectations.report import ValidationReport, figure
 
 _BINS = 24
 
@@ -34,8 +34,8 @@ h1 small{font-size:1rem;font-weight:400;color:#596275}
 <th class="n">Bound</th><th class="n">Rows</th><th>Verdict</th></tr></thead><tbody>
 {% for f in r.findings %}<tr><td>{{ f.name }}</td><td>{{ f.severity }}</td>
 <td>{{ f.error or f.says }}</td>
-<td class="n">{{ 'none' if f.observed is none else '%.4g'|format(f.observed) }}</td>
-<td class="n">{{ '%.4g'|format(f.bound) }}</td><td class="n">{{ '{:,}'.format(f.rows) }}</td>
+<td class="n">{{ figure(f.observed) }}</td>
+<td class="n">{{ figure(f.bound) }}</td><td class="n">{{ '{:,}'.format(f.rows) }}</td>
 {% set verdict = 'ok' if f.success else f.severity %}
 <td class="{{ verdict }}">{{ verdict }}</td></tr>
 {% endfor %}</tbody></table>
@@ -70,6 +70,7 @@ def render_page(report: ValidationReport) -> str:
     template = Environment(autoescape=True).from_string(_TEMPLATE)
     return template.render(
         r=report,
+        figure=figure,
         actions=_bars(list(report.actions.items())),
         lengths=_bars(_histogram(report.episode_steps)),
     )

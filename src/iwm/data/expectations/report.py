@@ -9,6 +9,13 @@ from typing import Any, Literal
 Severity = Literal["error", "warning"]
 
 
+def figure(value: float | None) -> str:
+    """A figure for people: whole numbers in full, others to four digits."""
+    if value is None:
+        return "none"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One expectation and what Great Expectations decided about it."""
@@ -31,8 +38,10 @@ class Finding:
         """The finding in one line, for an error or a warning."""
         if self.error:
             return f"{self.name}: not evaluated: {self.error}"
-        observed = "none" if self.observed is None else f"{self.observed:.4g}"
-        return f"{self.name}: {observed} against a bound of {self.bound:.4g} ({self.says})"
+        return (
+            f"{self.name}: {figure(self.observed)} against a bound of {figure(self.bound)} "
+            f"({self.says})"
+        )
 
 
 @dataclass(frozen=True)

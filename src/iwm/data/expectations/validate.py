@@ -9,6 +9,7 @@ from typing import Any
 from iwm.data.config import ValidateConfig
 from iwm.data.expectations.report import ValidationReport
 from iwm.data.expectations.tables import IndexTables, read_index
+from iwm.gameplay.index import SPLITS
 
 _WORST = 6
 
@@ -38,7 +39,7 @@ def validate_index(
         notes=_notes(tables, previous_actions),
         actions=dict(sorted(actions.items())),
         episode_steps=tuple(tables.episodes["steps"].tolist()),
-        splits=dict(sorted(Counter(tables.frames["split"]).items())),
+        splits={name: int((tables.frames["split"] == name).sum()) for name in SPLITS},
         worst=_worst(tables),
         quarantine=tables.quarantine,
     )
