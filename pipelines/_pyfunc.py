@@ -27,7 +27,7 @@ class Encoder(PythonModel):
     def predict(
         self,
         context: Any,  # noqa: ARG002 - MLflow's signature
-        model_input: np.ndarray,  # type: ignore[type-arg] # MLflow knows the bare class only
+        model_input: np.ndarray,  # MLflow knows the bare class only
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> npt.NDArray[np.float32]:
         """Latents of images."""
