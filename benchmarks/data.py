@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from iwm.data.config import ShardConfig
-from iwm.data.frames import decode_into, encode_frame, resize_frame
+from iwm.data.frames import decoder, encode_frame, resize_frame
 from iwm.data.loader import Loader
 from iwm.data.reader import ShardStore
 from iwm.data.shards import write_shards
@@ -177,7 +177,7 @@ def loader_rows(folder: Path, images: int, repeats: int) -> Iterator[Row]:
         return sum(len(batch) for epoch in range(epochs) for batch in loader.epoch(epoch))
 
     def decode() -> int:
-        out = np.empty(store.image_shape, np.uint8)
+        out = np.empty(store.image_shape, np.uint8)  # one for all: nothing is kept
         for _ in range(epochs):
             for data in encoded:
                 simplejpeg.decode_jpeg(data, buffer=out)
@@ -187,9 +187,11 @@ def loader_rows(folder: Path, images: int, repeats: int) -> Iterator[Row]:
         random = np.random.default_rng(0)
         return sum(len(store.read(random.permutation(rows))) for _ in range(epochs))
 
+    decode_jpeg = decoder("jpeg", store.image_shape)
+
     def decode_member(data: bytes) -> Any:
         out = np.empty(store.image_shape, np.uint8)
-        decode_into(data, out, "jpeg")
+        decode_jpeg(data, out)
         return out
 
     def streamed() -> int:

@@ -8,6 +8,7 @@ DCT gives the same coefficients on every machine.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,33 +71,47 @@ def encode_frame(image: Image8, cfg: ShardConfig) -> bytes:
         return stream.getvalue()
 
 
-def decode_into(encoded: bytes, out: Image8, image_format: str) -> None:
-    """Decode one image of a shard into its place in a batch.
+Shape = tuple[int, int, int]
+
+
+def decoder(image_format: str, shape: Shape) -> Callable[[bytes, Image8], None]:
+    """The function that decodes one image of a shard into its place in a batch.
 
     Args:
-        encoded: the bytes of a JPEG or PNG.
-        out: uint8 [H, W, 3], C-contiguous; overwritten.
         image_format: ``jpeg`` or ``png``; nothing else is tried, whatever the bytes say.
+        shape: (height, width, 3) of every image.
 
-    Raises:
-        ValueError: the bytes are no such image, are damaged, or have another size.
+    Returns:
+        ``decode(encoded, out)`` overwrites ``out``, uint8 of that shape, C-contiguous. It raises
+        ValueError if the bytes are no such image, are damaged, or have another size.
     """
-    if image_format == "jpeg":
-        import simplejpeg
+    return _jpeg_decoder(shape) if image_format == "jpeg" else _png_decoder(shape)
 
-        decoded = simplejpeg.decode_jpeg(encoded, buffer=out)
-        if decoded.shape != out.shape:
+
+def _jpeg_decoder(shape: Shape) -> Callable[[bytes, Image8], None]:
+    from simplejpeg import decode_jpeg
+
+    def decode(encoded: bytes, out: Image8) -> None:
+        decoded = decode_jpeg(encoded, buffer=out)
+        if decoded.shape != shape:
             raise ValueError(f"is {decoded.shape[1]}x{decoded.shape[0]}, not as the index says")
-        return
+
+    return decode
+
+
+def _png_decoder(shape: Shape) -> Callable[[bytes, Image8], None]:
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
-            if (image.height, image.width) != out.shape[:2]:
-                raise ValueError(f"is {image.width}x{image.height}, not as the index says")
-            out[:] = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"not a PNG: {error}") from None
+    def decode(encoded: bytes, out: Image8) -> None:
+        try:
+            with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
+                if (image.height, image.width) != shape[:2]:
+                    raise ValueError(f"is {image.width}x{image.height}, not as the index says")
+                out[:] = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"not a PNG: {error}") from None
+
+    return decode
 
 
 def encode_frames(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from iwm.data.batch import Batch
-from iwm.data.frames import EXTENSIONS, decode_into
+from iwm.data.frames import EXTENSIONS, decoder
 from iwm.data.shards import SHARDS_FILE, ShardSet, parse_shard_set
 from iwm.errors import ConfigError, DataError
 
@@ -148,12 +148,13 @@ class StreamingLoader:
 
     def _collate(self, samples: list[dict[str, Any]]) -> Batch:
         info, extension = self.info, EXTENSIONS[self.info.format]
+        decode = decoder(info.format, (info.height, info.width, 3))
         images = np.empty((len(samples), 1, info.height, info.width, 3), np.uint8)
         steps: list[dict[str, Any]] = []
         for place, sample in enumerate(samples):
             where = f"{sample['__url__']}: {sample['__key__']}"
             try:
-                decode_into(sample[extension], images[place, 0], info.format)
+                decode(sample[extension], images[place, 0])
                 step = json.loads(sample["json"])
                 self._recordings[step["recording"]]
             except KeyError as error:

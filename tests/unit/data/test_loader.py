@@ -160,6 +160,20 @@ def test_damage_surfaces_with_its_key(tiny_shards: Path, tmp_path: Path, workers
     assert threading.active_count() == before
 
 
+def test_a_batch_that_is_kept_is_never_overwritten(tiny_store: ShardStore) -> None:
+    loader = Loader(tiny_store, "train", 16, workers=2, prefetch=1)
+    kept, copies, parts = [], [], []
+    for epoch in range(3):
+        for place, batch in enumerate(loader.epoch(epoch)):
+            if place % 3 == 0:
+                kept.append(batch.images)
+                copies.append(batch.images.clone())
+            elif place % 3 == 1:
+                parts.append((batch.images[3].numpy(), batch.images[3].clone().numpy()))
+    assert all(torch.equal(left, right) for left, right in zip(kept, copies, strict=True))
+    assert all(np.array_equal(left, right) for left, right in parts)
+
+
 def test_only_the_recordings_asked_for(tiny_store: ShardStore) -> None:
     loader = Loader(tiny_store, "train", 16, recordings=["two"])
     assert len(loader.starts) == 144

@@ -15,7 +15,7 @@ from fixtures import ACTIONS, episode_frames, write_store
 from PIL import Image
 
 from iwm.data.config import ShardConfig
-from iwm.data.frames import decode_into, encode_frame, resize_frame
+from iwm.data.frames import decoder, encode_frame, resize_frame
 from iwm.data.reader import ShardStore
 from iwm.data.shards import read_shard_set, read_usable_frames
 from iwm.errors import DataError
@@ -125,13 +125,13 @@ def test_only_the_named_format_is_decoded() -> None:
     for data in (stream.getvalue(), b"", b"junk"):
         for image_format in ("jpeg", "png"):
             with pytest.raises(ValueError):
-                decode_into(data, image, image_format)
+                decoder(image_format, (8, 8, 3))(data, image)
     larger = encode_frame(np.zeros((16, 16, 3), np.uint8), ShardConfig())
     with pytest.raises(ValueError):
-        decode_into(larger, image, "jpeg")
+        decoder("jpeg", (8, 8, 3))(larger, image)
     smaller = encode_frame(np.zeros((4, 4, 3), np.uint8), ShardConfig())
     with pytest.raises(ValueError, match="4x4"):
-        decode_into(smaller, image, "jpeg")
+        decoder("jpeg", (8, 8, 3))(smaller, image)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_shards(
