@@ -42,6 +42,11 @@ class Retrieval:
     jitters: np.ndarray[Any, Any]
 
 
+def distances(one: Tensor, other: Tensor) -> Tensor:
+    """Euclidean distances [Q, K], without the cancellation of the matrix-product form."""
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def ranks(predicted: Tensor, bank: Tensor) -> Tensor:
     """Rank (1 is best) of bank entry q for prediction q; ties count half.
 
@@ -52,7 +57,7 @@ def ranks(predicted: Tensor, bank: Tensor) -> Tensor:
     Half a rank per tie: a collapsed model, whose distances are all equal, gets the middle
     rank instead of the first.
     """
-    distance = torch.cdist(predicted, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distances(predicted, bank)
     true = distance.diagonal().unsqueeze(1)
     nearer = (distance < true).sum(1)
     tied = (distance == true).sum(1) - 1
@@ -131,7 +136,7 @@ def augmentation_retrieval(
                         difference = prediction.z_cls - bank_cls[:queries]
                         error[mode].append(difference.square().mean(-1).sqrt().cpu())
                         expected[mode].append(prediction.log_error.exp().cpu())
-                    nearest.append(torch.cdist(alone.z_cls, bank_cls).argmin(1).cpu())
+                    nearest.append(distances(alone.z_cls, bank_cls).argmin(1).cpu())
             flat = {"patches": bank_patches.flatten(1)}
             for (mode, arm), prediction_ in found.items():
                 place = ranks(prediction_, flat.get(mode, bank_cls))
