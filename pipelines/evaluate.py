@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines._stage import EVALUATION, MODELS, REPORTS, SHARDS, run
+from pipelines._stage import EVALUATION, MODELS, REPORTS, SHARDS, run, share_processors
 
 
 def evaluate(
@@ -24,6 +24,7 @@ def evaluate(
         )
     config = params.evaluate[phase]
 
+    share_processors()
     from iwm.data.reader import ShardStore
     from iwm.evaluation.core import draw
     from iwm.evaluation.core import evaluate as measure

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines._stage import MODELS, SHARDS, run
+from pipelines._stage import MODELS, SHARDS, run, share_processors
 
 
 def train(
@@ -25,6 +25,7 @@ def train(
         raise ConfigError(f"train.{phase}: not in params.yaml; it has {', '.join(params.train)}")
     config = params.train[phase]
 
+    share_processors()
     import torch
 
     from iwm.data.loader import Loader
