@@ -55,7 +55,8 @@ def evaluate(
     calibrate_on = "val" if config.split == "test" else "test"
     test = frames(store, config.split, config.images, config.seed)
     val = frames(store, calibrate_on, config.images, config.seed)
-    evaluation = measure(model, test, val, config)
+    many = frames(store, config.split, config.rank_images, config.seed)
+    evaluation = measure(model, test, val, many, config)
 
     with atomic_directory(EVALUATION / phase) as temporary:
         draw(evaluation, test, config, temporary)

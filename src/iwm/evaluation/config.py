@@ -20,6 +20,8 @@ class EvaluateConfig:
     """Images measured; each gets its own bank."""
     bank: Annotated[int, Field(gt=1)] = 256
     """Latents per bank: the same image under that many transformations."""
+    rank_images: Annotated[int, Field(gt=1)] = 1024
+    """Frames over which the effective rank and deviations are taken."""
     queries: Annotated[int, Field(gt=0)] = 8
     """Predictions per image, each of a different member of its bank."""
     augment: AugmentConfig = AugmentConfig()

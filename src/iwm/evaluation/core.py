@@ -50,10 +50,13 @@ class Evaluation:
     curves: dict[str, dict[str, Any]]
 
 
-def evaluate(model: IWM, test: Frames, val: Frames, config: EvaluateConfig) -> Evaluation:
+def evaluate(
+    model: IWM, test: Frames, val: Frames, many: Frames, config: EvaluateConfig
+) -> Evaluation:
     """Measure a model on ``test`` frames; fit its calibration on ``val`` frames.
 
-    Intervals are bootstrapped over episodes. Episodes of the two must be disjoint.
+    Intervals are bootstrapped over episodes. Episodes of test and val must be disjoint;
+    ``many`` are more of the test split's frames, for the collapse figures alone.
     """
     model.eval()
     measured = _retrieve(model, test, config, config.seed, "evaluate: test")
@@ -82,7 +85,7 @@ def evaluate(model: IWM, test: Frames, val: Frames, config: EvaluateConfig) -> E
         metrics[name] = {arm: figure(arms[arm]) for arm in ARMS}
         metrics[name]["chance"] = constant(chance_mrr(config.bank), arms["model"].size)
         metrics[name]["hit_at_1"] = figure((arms["model"] == 1).astype(float))
-    metrics["collapse"] = _collapse(model, test, config)
+    metrics["collapse"] = _collapse(model, many, config)
     metrics["error"] = {
         mode: figure(measured.error[mode] * root) for mode in ("cls_only", "with_patches")
     }

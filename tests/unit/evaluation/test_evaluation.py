@@ -141,7 +141,7 @@ def test_the_whole_evaluation_of_an_untrained_model_is_chance(tmp_path: Path) ->
 
     config = EvaluateConfig(images=12, bank=32, queries=4, bootstrap=200)
     test = frames(12)
-    result = evaluate(model, test, frames(12), config)
+    result = evaluate(model, test, frames(12), test, config)
     mrr = result.metrics["mrr_cls_only"]
     assert mrr["chance"]["mean"] == pytest.approx(chance_mrr(32))
     # An untrained predictor returns what it got, so the arms are the identity's.
@@ -159,5 +159,5 @@ def test_the_whole_evaluation_of_an_untrained_model_is_chance(tmp_path: Path) ->
     for name in ("ranks.png", "calibration.png", "neighbours.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 200
-    again = evaluate(model, test, test, config)
+    again = evaluate(model, test, test, test, config)
     assert again.metrics["mrr"] == result.metrics["mrr"]
