@@ -106,7 +106,7 @@ def print_summary(elapsed_s: float) -> None:
 def _facts(found: Summary, elapsed_s: float) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if found.shards:
-        splits = found.shards.get("splits", {})
+        splits = found.shards["frames"]
         parts = ", ".join(f"{name} {count:,}" for name, count in splits.items())
         rows.append(("frames in shards", f"{sum(splits.values()):,} ({parts})"))
         rows.append(("recordings", ", ".join(found.shards.get("recordings", {}))))
@@ -120,7 +120,7 @@ def _facts(found: Summary, elapsed_s: float) -> list[tuple[str, str]]:
                 (
                     f"training {phase}",
                     f"{number(training.get('steps'))} steps, "
-                    f"{number(training.get('samples_per_s'))} samples/s, "
+                    f"{number(training.get('samples_per_second'))} samples/s, "
                     f"{number(training.get('parameters'))} parameters",
                 )
             )
