@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,11 @@ def module(*arguments: str, cwd: Path | None = None) -> None:
         IwmError: it ended with another code than 0 (it has printed why).
     """
     quiet()
-    result = subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, check=False)
+    # dvc.yaml says `python`: this environment's, also where it is not activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, check=False, env={**os.environ, "PATH": path}
+    )
     if result.returncode:
         raise IwmError(f"`{' '.join(arguments)}` ended with code {result.returncode}")
 
