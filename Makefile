@@ -16,6 +16,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := false
+# Waiting compute threads sleep; spinning ones starve whatever else runs.
+export OMP_WAIT_POLICY := PASSIVE
 # Stages, flows and the service find this environment's programs first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

@@ -82,15 +82,19 @@ class IWM(nn.Module):
                 self.encoder.load_timm(config.encoder.weights)
             width = config.encoder.width
             self.online = copy.deepcopy(self.encoder)
-            self.inverse = nn.Sequential(
-                nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, config.aug_dim)
-            )
-            # SIGReg needs latents free of the final LayerNorm's shape: a BatchNorm projector.
-            self.projector = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
-            self.inverse_scale: Tensor
-            scale = torch.zeros(config.aug_dim)
-            scale[: len(ACTION_FIELDS)] = torch.tensor(action_scale(config.augment))
-            self.register_buffer("inverse_scale", scale, persistent=False)
+            # Heads of terms that are left out are not built: every parameter has a gradient,
+            # as distributed training wants.
+            if config.objective.inverse:
+                self.inverse = nn.Sequential(
+                    nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, config.aug_dim)
+                )
+                self.inverse_scale: Tensor
+                scale = torch.zeros(config.aug_dim)
+                scale[: len(ACTION_FIELDS)] = torch.tensor(action_scale(config.augment))
+                self.register_buffer("inverse_scale", scale, persistent=False)
+            if config.objective.sigreg:
+                # SIGReg needs latents free of LayerNorm's shape: a BatchNorm projector.
+                self.projector = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
         self.encoder.requires_grad_(False)
 
     # -- what a served model does ------------------------------------------------------
