@@ -77,7 +77,10 @@ def command(
         _repro.module("pipelines.profile", "use", "smoke", cwd=folder)
         _repro.ensure_data(folder)
         _repro.repro(cwd=folder)
+        lock = (folder / "dvc.lock").read_bytes()
         again = _repro.repro(cwd=folder)
+        if (folder / "dvc.lock").read_bytes() != lock:
+            raise IwmError("a second `dvc repro` ran stages again; see the lines above")
         os.chdir(folder)
         print_summary(elapsed_s=time.monotonic() - started)
         typer.echo(f"a second `dvc repro` found nothing to do in {again:.1f} s")
