@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,18 +45,10 @@ def run(command: Callable[..., Any]) -> None:
     """Run a stage's typer command as the program: errors in one line, exit code 1."""
     import typer
 
-    from iwm.errors import IwmError
+    from iwm.errors import one_line_errors
 
     quiet()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    try:
+    with one_line_errors():
         app()
-    except IwmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        # A full disk, a read-only folder, a missing file: the user's to mend.
-        name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)

@@ -7,13 +7,12 @@ inside their functions; ``iwm --help`` answers in well under a second.
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated
 
 import typer
 
-from iwm.errors import IwmError
+from iwm.errors import one_line_errors
 
 app = typer.Typer(
     name="iwm",
@@ -53,12 +52,5 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run ``iwm``; an error that is the user's to mend is one line and exit code 1."""
-    try:
+    with one_line_errors():
         build()()
-    except IwmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)

@@ -6,6 +6,10 @@ any other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class IwmError(Exception):
     """Base of every error that is the user's to mend, not ours."""
@@ -37,3 +41,21 @@ class TrackingError(IwmError):
 
 class ServiceError(IwmError):
     """The inference service cannot be built, started or reached."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with one line and code 1 on an error that is the user's to mend.
+
+    That is every :class:`IwmError`, and what the system refuses: a full disk, a read-only
+    folder, a missing file.
+    """
+    try:
+        yield
+    except IwmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
