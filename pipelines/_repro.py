@@ -39,6 +39,22 @@ def data_is_empty(root: Path = Path()) -> bool:
     )
 
 
+def track_data() -> str:
+    """Let DVC keep ``data/`` and ``data.dvc`` name it; says what that changed.
+
+    Outside a DVC checkout nothing is done, and the answer is empty.
+    """
+    if not Path(".dvc").is_dir():
+        return ""
+    before = DATA_DVC.read_bytes() if DATA_DVC.exists() else None
+    module("dvc", "add", "--quiet", str(DATA))
+    if before is None:
+        return f"{DATA_DVC} names the data now"
+    if DATA_DVC.read_bytes() == before:
+        return f"these are the bytes that {DATA_DVC} names"
+    return f"{DATA_DVC} changed: this is another version of the data"
+
+
 def ensure_data(root: Path | None = None) -> None:
     """Record when ``data/`` is empty, and make sure that ``data.dvc`` names what is there.
 

@@ -19,14 +19,18 @@ def record(
 ) -> None:
     """Record the gameplay that params.yaml plans into data/, if data/ is empty.
 
-    Nothing that is there is ever changed or removed. The same seed gives the same bytes.
+    Nothing that is there is ever changed or removed. The same seed gives the same bytes. In a
+    DVC checkout the recordings are added to DVC, so that data.dvc names them.
     """
     from iwm.config import load_params
     from iwm.gameplay.record import record as make
+    from pipelines._repro import track_data
 
     summary = make(DATA, load_params().record, add=add, only=plan or ())
     for line in summary.lines():
         typer.echo(line)
+    if summary.made and (said := track_data()):
+        typer.echo(said)
 
 
 if __name__ == "__main__":
