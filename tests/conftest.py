@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 from fixtures import write_store
+from hypothesis import HealthCheck, settings
 
 from iwm.data.reader import ShardStore
+
+# Machines are noisy: no property is about how long an example takes.
+settings.register_profile("iwm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("iwm")
 
 
 @pytest.fixture(scope="session")
