@@ -168,12 +168,14 @@ def loader_rows(folder: Path, images: int, repeats: int) -> Iterator[Row]:
 
     store = ShardStore(folder / "shards")
     rows = store.rows("train")
-    loader = Loader(store, "train", BATCH, drop_last=False)
+    # In the caller's thread: one core against one core. Training decodes beside its loop.
+    alone = Loader(store, "train", BATCH, drop_last=False, workers=0)
+    beside = Loader(store, "train", BATCH, drop_last=False, workers=2)
     epochs = max(1, images // len(rows))
     encoded = store.read(rows)
     urls = [str(store.folder / file.name) for file in store.info.shards if file.split == "train"]
 
-    def ours() -> int:
+    def epochs_of(loader: Loader) -> int:
         return sum(len(batch) for epoch in range(epochs) for batch in loader.epoch(epoch))
 
     def decode() -> int:
@@ -207,11 +209,18 @@ def loader_rows(folder: Path, images: int, repeats: int) -> Iterator[Row]:
             count += sum(len(batch[0]) for batch in dataset)
         return count
 
-    subjects = {"loader": ours, "decode": decode, "read": read, "webdataset": streamed}
+    subjects = {
+        "loader": lambda: epochs_of(alone),
+        "two threads": lambda: epochs_of(beside),
+        "decode": decode,
+        "read": read,
+        "webdataset": streamed,
+    }
     found = rates(subjects, repeats)
     yield Row("loader", found["loader"], "raw JPEG decode, one core", found["decode"], 0.85)
     yield Row("loader", found["loader"], "raw read", found["read"])
     yield Row("loader", found["loader"], "webdataset's reader", found["webdataset"], 1.0)
+    yield Row("loader x2", found["two threads"], "raw JPEG decode, one core", found["decode"])
 
 
 def main() -> None:
