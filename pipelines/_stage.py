@@ -30,7 +30,7 @@ def share_processors() -> None:
     """Let idle compute threads sleep; call before torch is first imported.
 
     OpenMP's threads otherwise spin at every barrier. With one other busy process on two cores
-    that made small models train seven times slower.
+    small models then train many times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
