@@ -1,0 +1,89 @@
+"""Configuration of planning. Plain values only: importing this costs nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iwm.errors import ConfigError
+from iwm.settings import settings
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+SolverName = Literal["random_shooting", "exhaustive", "cem", "icem", "mppi"]
+Reduction = Literal["sum", "last", "min"]
+
+DISCRETE_SOLVERS: tuple[SolverName, ...] = ("random_shooting", "exhaustive", "cem", "icem")
+CONTINUOUS_SOLVERS: tuple[SolverName, ...] = ("random_shooting", "cem", "icem", "mppi")
+
+MAX_CANDIDATES = 65_536
+MAX_HORIZON = 1_024
+
+
+@settings
+class SolverConfig:
+    """A search over action sequences; costs are lower-is-better.
+
+    The budget is ``candidates`` x ``iterations`` sequences of ``horizon`` actions, the same for
+    every solver; iCEM's population shrinks, so it uses less.
+    """
+
+    solver: SolverName = "icem"
+    candidates: Annotated[int, Field(gt=0, le=MAX_CANDIDATES)] = 300
+    """Sequences per iteration, all rolled out in one batch."""
+    horizon: Annotated[int, Field(gt=0, le=MAX_HORIZON)] = 8
+    """Actions per sequence, K."""
+    iterations: Annotated[int, Field(gt=0, le=1000)] = 10
+    elites: Positive = 30
+    """CEM, iCEM: how many of the best set the next distribution."""
+    momentum: Share = 0.1
+    """CEM, iCEM: share of the old distribution in the new one."""
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Discrete CEM, iCEM: share of the uniform distribution that never dies out."""
+    keep_elites: Share = 0.3
+    """iCEM: share of the elites that stay in the next population, and in the next plan's first."""
+    correlation: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """iCEM, discrete: chance that a step reuses the step before's random draw, which holds
+    actions without changing any step's own distribution."""
+    noise_exponent: Annotated[float, Field(ge=0, le=4)] = 2.0
+    """iCEM, continuous: spectrum of the noise over time is 1/f to this power; 0 is white."""
+    decay: Annotated[float, Field(ge=1)] = 1.25
+    """iCEM: each iteration's population is smaller by this factor, at least twice the elites."""
+    deviation: Annotated[float, Field(gt=0)] = 0.5
+    """Continuous: first standard deviation, in half-widths of the action's range."""
+    min_deviation: Annotated[float, Field(gt=0)] = 0.02
+    """Continuous CEM, iCEM: the deviation never falls below this, in half-widths."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """MPPI: lambda, in standard deviations of the finite costs of the iteration."""
+    runners_up: Annotated[int, Field(ge=0)] = 4
+    """Further distinct sequences that a plan names beside the best."""
+
+    def __post_init__(self) -> None:
+        """Refuse more elites than candidates."""
+        if self.elites > self.candidates:
+            raise ConfigError(
+                f"planning.elites {self.elites} exceeds planning.candidates {self.candidates}"
+            )
+
+
+@settings
+class DistanceConfig:
+    """Fitting a learned temporal distance (see :mod:`iwm.planning.distance`)."""
+
+    hidden: Positive = 256
+    embedding: Positive = 64
+    steps: Positive = 2500
+    batch_size: Positive = 512
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    final_lr: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    max_distance: Annotated[float, Field(gt=1)] = 64.0
+    """Steps; the value's horizon. Larger distances saturate here."""
+    expectile: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the distances seen, which: below 0.5 leans to the short ones, as the best player's."""
+    future: Share = 0.6
+    """Share of goals that are later frames of the same episode; the rest are any frame."""
+    ema: Share = 0.995
+    """Momentum of the target network."""
+    seed: int = 0

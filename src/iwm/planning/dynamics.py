@@ -1,0 +1,134 @@
+"""What planners need of a world: the action space and what sequences of actions lead to.
+
+The seams between dynamics, cost and solver are an idea of stable-worldmodel's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from iwm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Named actions; a sequence is int64 [K] of positions in ``names``."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an empty or ambiguous vocabulary."""
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ConfigError(f"planning: action names must be distinct: {list(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Bounded continuous actions; a sequence is float32 [K, C] within the bounds."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that do not bound."""
+        if not self.low or len(self.low) != len(self.high):
+            raise ConfigError("planning: low and high must have the same length, at least 1")
+        wide = torch.tensor([self.low, self.high], dtype=torch.float64)
+        if not bool(torch.isfinite(wide).all()) or bool((wide[0] >= wide[1]).any()):
+            raise ConfigError("planning: bounds must be finite, low below high")
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+
+Space = Discrete | Box
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What B candidate sequences of K actions are predicted to lead to."""
+
+    latents: Tensor
+    """[B, K, D]: the latent after each action."""
+    log_error: Tensor | None = None
+    """[B, K]: predicted natural log of each latent's error, where the dynamics knows it."""
+
+
+class Dynamics(Protocol):
+    """A world in one state, which a rollout does not change."""
+
+    def rollout(self, actions: Tensor) -> Trajectories:
+        """Roll out candidates: int64 [B, K] (discrete) or float [B, K, C], in one batch."""
+        ...
+
+
+class WorldModel(Protocol):
+    """The part of an action-conditioned model that planning uses."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Action names."""
+        ...
+
+    def action_vectors(self, ids: Tensor, continuous: Tensor | None = None) -> Tensor:
+        """Ids [..., ] (-1: none) and continuous entries [..., C] -> vectors [..., A]."""
+        ...
+
+    def rollout(self, z_cls: Tensor, actions: Tensor, history: Any = None) -> Any:
+        """z_cls [B, D], actions [B, K, A] -> object with z_cls [B, K, D], log_error [B, K]."""
+        ...
+
+
+class ModelDynamics:
+    """A world model in one state, or one state's latent.
+
+    Args:
+        model: rolls out latents.
+        space: the actions to plan over; discrete names must be in the model's vocabulary.
+        z_cls: latent of the present state, [D] or [1, D].
+        history: the model's history object for one state (batch of 1), or ``None``.
+
+    Raises:
+        ConfigError: an action that the model does not know.
+    """
+
+    def __init__(
+        self, model: WorldModel, space: Space, z_cls: Tensor, history: Any | None = None
+    ) -> None:
+        self._model, self._space = model, space
+        self._z = z_cls.reshape(1, -1)
+        self._history = history
+        if isinstance(space, Discrete):
+            unknown = [name for name in space.names if name not in model.vocabulary]
+            if unknown:
+                raise ConfigError(
+                    f"planning: the model has no action {unknown[0]!r}; it has "
+                    f"{', '.join(model.vocabulary)}"
+                )
+            ids = torch.tensor([model.vocabulary.index(name) for name in space.names])
+            self._vectors = model.action_vectors(ids).to(self._z.device)
+
+    @torch.no_grad()
+    def rollout(self, actions: Tensor) -> Trajectories:
+        """One batched rollout of all candidates from the same state."""
+        count = len(actions)
+        if isinstance(self._space, Discrete):
+            vectors = self._vectors[actions.to(self._vectors.device)]
+        else:
+            none = torch.full(actions.shape[:-1], -1, dtype=torch.int64)
+            vectors = self._model.action_vectors(none, actions).to(self._z.device)
+        history = None
+        if self._history is not None:
+            history = type(self._history)(
+                z_cls=self._history.z_cls.expand(count, -1, -1),
+                action=self._history.action.expand(count, -1, -1),
+            )
+        found = self._model.rollout(self._z.expand(count, -1), vectors, history)
+        return Trajectories(found.z_cls, found.log_error)
