@@ -64,6 +64,9 @@ def train(
         )
         torch.manual_seed(config.seed)
         model = create_model(name, **settings)
+        trained_on = store.info.revision
+        if config.init_from is not None:
+            trained_on += f"+{_start_from(config.init_from, phase, model)}"
         tracker = MlflowTracker(
             params.register.experiment,
             phase,
@@ -82,7 +85,7 @@ def train(
             batches,
             out,
             place,
-            data_revision=store.info.revision,
+            data_revision=trained_on,
             trackers=[tracker],
             name=phase,
         )
@@ -114,6 +117,27 @@ def train(
                 f"train {phase}: {state}, {summary.steps} steps, loss {loss:.4f}, "
                 f"{summary.samples_per_second:,.0f} samples/s"
             )
+
+
+def _start_from(earlier: str, phase: str, model: Any) -> str:
+    """Give ``model`` the weights of an earlier phase; returns their name, for the checkpoint."""
+    from iwm.errors import ConfigError, ModelError
+    from iwm.models.transfer import start_from
+    from pipelines._registry import sha256
+
+    folder = MODELS / earlier
+    weights = folder / "model.safetensors"
+    if earlier == phase:
+        raise ConfigError(f"train.{phase}.init_from: a phase cannot start from itself")
+    if not weights.is_file():
+        raise ConfigError(
+            f"train.{phase}.init_from: {weights} not found; run `iwm train {earlier}` first"
+        )
+    try:
+        start_from(model, folder)
+    except ModelError as error:
+        raise ConfigError(f"train.{phase}.init_from: {earlier} does not fit: {error}") from None
+    return f"{earlier}@{sha256(weights)[:16]}"
 
 
 def _pictures(phase: str, model: Any, batches: Any) -> list[Any]:

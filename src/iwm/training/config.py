@@ -32,6 +32,9 @@ class TrainConfig:
 
     model: dict[str, Any]
     """``name`` from the model registry, and that model's own settings."""
+    init_from: str | None = None
+    """A phase trained before, whose encoder (and what fits of its predictor) this one starts
+    from; ``None`` starts from random weights, or from ``model.encoder.weights``."""
     epochs: Positive = 10
     batch_size: Positive = 128
     """Global batch, over all ranks."""
@@ -40,6 +43,10 @@ class TrainConfig:
     """``auto`` takes the first accelerator there is, else the CPU."""
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
+    """Compile the model's blocks (needs a C++ compiler)."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes holds: all weights, or its share of them, for models
+    that are too large for one device (encoders beyond ViT-L)."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints; a killed run loses at most this many."""
     log_every: Positive = 10
