@@ -14,12 +14,13 @@ _ENCODERS = ("encoder", "online")
 
 
 def start_from(model: nn.Module, folder: Path) -> int:
-    """Copy a released model's encoder, and the layers of its predictor that fit.
+    """Copy a released model's image encoder, and of the rest those layers that fit.
 
-    The encoder must fit as a whole: ``model.encoder`` and, where there is one,
-    ``model.online`` get its weights. A layer of ``model.predictor`` is copied when the other
-    predictor has one of the same name whose tensors all have the same shapes; the others
-    keep their fresh weights (a deeper predictor's last blocks, another width of action).
+    The vision transformer must fit as a whole: ``model.encoder`` and, where there is one,
+    ``model.online`` get its weights. Another layer of them (a readout), or of
+    ``model.predictor``, is copied when the other model has one of the same name whose
+    tensors all have the same shapes; the others keep their fresh weights (a deeper
+    predictor's last blocks, an action vector of another width).
 
     Args:
         model: freshly built, trainable.
@@ -29,41 +30,38 @@ def start_from(model: nn.Module, folder: Path) -> int:
         How many of the predictor's tensors were copied.
 
     Raises:
-        ModelError: no model there, or its encoder has another shape (the tensor is named).
+        ModelError: no model there, or its transformer has another shape (the tensor is named).
     """
     read_config(folder)
     weights = read_weights(folder)
     where = str(folder / WEIGHTS_FILE)
-    encoder = {
-        name.removeprefix("encoder."): value
-        for name, value in weights.items()
-        if name.startswith("encoder.")
-    }
-    if not encoder:
+    encoder = _under("encoder.", weights)
+    transformer = _under("vit.", encoder)
+    if not transformer:
         raise ModelError(f"{where}: holds no encoder to start from")
     for name in _ENCODERS:
         own = getattr(model, name, None)
         if own is not None:
-            load_state(own, encoder, where)
+            load_state(own.vit, transformer, where)
+            _copy_fitting(own, encoder)
     predictor = getattr(model, "predictor", None)
-    if predictor is None:
-        return 0
-    fitting = _fitting_layers(predictor.state_dict(), weights)
-    predictor.load_state_dict(fitting, strict=False)
-    return len(fitting)
+    return 0 if predictor is None else _copy_fitting(predictor, _under("predictor.", weights))
 
 
-def _fitting_layers(own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of those layers (bare parameters stand for themselves) that fit in whole."""
+def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a part, under its own names."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _copy_fitting(module: nn.Module, weights: dict[str, Tensor]) -> int:
+    """Copy the layers (bare parameters stand for themselves) that fit in whole."""
 
     def layer(name: str) -> str:
         return name.rpartition(".")[0] or name
 
-    other = {name: weights.get(f"predictor.{name}") for name in own}
-    fits = {
-        name: value
-        for name, value in other.items()
-        if value is not None and value.shape == own[name].shape
-    }
+    own = module.state_dict()
+    fits = {name for name in own if name in weights and weights[name].shape == own[name].shape}
     unfit = {layer(name) for name in own if name not in fits}
-    return {name: value for name, value in fits.items() if layer(name) not in unfit}
+    copied = {name: weights[name] for name in own if layer(name) not in unfit}
+    module.load_state_dict(copied, strict=False)
+    return len(copied)
