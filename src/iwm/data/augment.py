@@ -71,7 +71,7 @@ class ViewParameters:
     greyscale: Tensor
     solarize: Tensor
 
-    def rows(self, index: slice) -> ViewParameters:
+    def rows(self, index: slice | Tensor) -> ViewParameters:
         """The parameters of some of the frames (a rank's share of the batch)."""
         return ViewParameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 

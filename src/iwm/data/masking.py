@@ -24,7 +24,7 @@ class TokenMask:
     visible: Tensor
     hidden: Tensor
 
-    def rows(self, index: slice) -> TokenMask:
+    def rows(self, index: slice | Tensor) -> TokenMask:
         """The masks of some of the rows."""
         return TokenMask(self.visible[index], self.hidden[index])
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iwm.errors import ModelError
+from iwm.models.action_config import ActionConfig
 from iwm.models.config import IWMConfig
 
 
@@ -51,7 +52,7 @@ class Encoder(nn.Module):
     timm is imported here, at the first construction: it takes seconds.
     """
 
-    def __init__(self, config: IWMConfig) -> None:
+    def __init__(self, config: IWMConfig | ActionConfig) -> None:
         super().__init__()
         from timm.models.vision_transformer import VisionTransformer
 
@@ -73,6 +74,9 @@ class Encoder(nn.Module):
             # content keeps a patch's brightness visible as a direction.
             nn.init.normal_(self.vit.patch_embed.proj.bias, std=0.5)
         self.width, self._pool = shape.width, shape.pool
+        if shape.pool == "flat":
+            rows, columns = config.grid
+            self.readout = nn.Linear(rows * columns * shape.width, shape.width)
         self._grid, self._patch = config.grid, shape.patch
         self._blank_pixels = shape.stem == "conv"
         self._checkpointing = shape.activation_checkpointing
@@ -108,7 +112,23 @@ class Encoder(nn.Module):
         cls, patches = tokens[:, 0], tokens[:, 1:]
         if self._pool == "cls+mean":
             cls = cls + patches.mean(dim=1)
+        elif self._pool == "flat":
+            cls = self.readout(self._in_place(patches, visible).flatten(1))
         return cls, patches
+
+    def _in_place(self, patches: Tensor, visible: Tensor | None) -> Tensor:
+        """Visible patches [B, K, D] at their places among all N; zeros elsewhere."""
+        if visible is None:
+            return patches
+        rows, columns = self._grid
+        whole = patches.new_zeros(len(patches), rows * columns, patches.shape[-1])
+        return whole.scatter(1, visible.unsqueeze(-1).expand_as(patches), patches)
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """The transformer blocks."""
+        blocks: nn.Sequential = self.vit.blocks
+        return blocks
 
     def _pixel_mask(self, visible: Tensor, batch: int) -> Tensor:
         rows, columns = self._grid

@@ -24,7 +24,7 @@ from iwm.data.augment import (
     to_float,
 )
 from iwm.data.masking import sample_masks
-from iwm.errors import ModelError
+from iwm.errors import ConfigError, ModelError
 from iwm.models.config import IWMConfig
 from iwm.models.encoder import Encoder, load_state, take
 from iwm.models.predictor import Predictor, normalise
@@ -36,6 +36,7 @@ from iwm.objectives.collapse import (
     sigreg_loss,
     variance_loss,
 )
+from iwm.objectives.gather import Part
 from iwm.objectives.jepa import error_head_loss, inverse_loss, prediction_loss
 from iwm.settings import parse, to_dict
 
@@ -75,7 +76,7 @@ class IWM(nn.Module):
         self.encoder = Encoder(config)
         self.predictor = Predictor(config)
         self.online: Encoder | None = None
-        self._draw: tuple[torch.Generator, int, int] | None = None
+        self._draw: tuple[torch.Generator, Part | None] = (torch.default_generator, None)
         self._statistics = True
         if trainable:
             if config.encoder.weights:
@@ -148,80 +149,104 @@ class IWM(nn.Module):
 
     # -- training ----------------------------------------------------------------------
 
-    def before_step(
-        self, seed: int, rank: int = 0, world: int = 1, statistics: bool = True
-    ) -> None:
+    def before_step(self, seed: int, part: Part | None = None, *, statistics: bool = True) -> None:
         """Fix the step's randomness: views and masks are drawn for the global batch.
 
-        Every rank draws the same global list from ``seed`` and takes its own rows, so the
-        number of ranks does not change what is trained on.
+        Every process draws the same global list from ``seed`` and takes its own rows, so the
+        number of processes does not change what is trained on.
+
+        Args:
+            seed: of the step, the same in every process.
+            part: the rows of the global batch that come next; ``None``: all of them.
+            statistics: whether the step's logs hold the figures that show collapse.
         """
-        self._draw = (torch.Generator().manual_seed(seed), rank, world)
+        self._draw = (torch.Generator().manual_seed(seed), part)
         self._statistics = statistics
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts, each of which is compiled, and sharded, as a unit."""
+        encoders = [self.encoder] if self.online is None else [self.encoder, self.online]
+        return [
+            *(block for encoder in encoders for block in encoder.blocks),
+            *self.predictor.blocks,
+        ]
 
     def forward(self, batch: Frames) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and logs of one batch; images are uint8 [B, T, 3, H, W], frame 0 is used.
 
-        Without :meth:`before_step` the draws come from torch's global generator.
+        Their means over processes are those of the global batch, see
+        :mod:`iwm.objectives.gather`. Without :meth:`before_step` the draws come from torch's
+        global generator.
+
+        Raises:
+            ConfigError: too few rows a process for CLS-only ones and others.
         """
         assert self.online is not None, "a model loaded without trainable=True cannot train"
         c, images = self.config.objective, batch.images[:, 0]
-        generator, rank, world = self._draw or (torch.default_generator, 0, 1)
-        size = len(images)
-        mine = slice(rank * size, (rank + 1) * size)
-        drawn = sample_views(world * size, self.config.augment, generator)
-        masks = sample_masks(world * size, self.config.grid, self.config.mask, generator)
-        parameters = drawn.rows(mine).to(images.device)
-        mask = masks.rows(mine).to(images.device)
-        source, target = make_views(images, parameters)
+        generator, given = self._draw
+        part = given or Part.whole(len(images))
+        order, alone, alone_everywhere = _alone_first(part, c.cls_only_share)
+        index = order + part.rows.start
+        drawn = sample_views(part.total, self.config.augment, generator)
+        masks = sample_masks(part.total, self.config.grid, self.config.mask, generator)
+        parameters = drawn.rows(index).to(images.device)
+        mask = masks.rows(index).to(images.device)
+        source, target = make_views(images[order.to(images.device)], parameters)
         action = _widen(parameters.action(), self.config.aug_dim)
         with torch.no_grad():
             goal_cls, goal_patches = (normalise(z.float()) for z in self.encoder(target))
 
         # The first rows are predicted from CLS alone, their frames encoded whole: what a
         # client that keeps only z_cls asks for. The others see the visible tokens.
-        alone = min(round(c.cls_only_share * size), size - 1)
+        some = part.weight(alone, alone_everywhere) if alone else 0.0
+        rest = part.weight(len(order) - alone, part.total - alone_everywhere)
+        every = part.weight(len(order), part.total)
         terms: dict[str, tuple[float, Tensor]] = {}
         sources, predictions, log_errors = [], [], []
         if alone:
             cls, _ = self.online(source[:alone])
             predicted, _, log_error = self.predictor(cls, action[:alone])
-            terms["cls_only"] = (c.cls_only, prediction_loss(predicted, goal_cls[:alone]))
+            terms["cls_only"] = (c.cls_only, some * prediction_loss(predicted, goal_cls[:alone]))
             sources, predictions, log_errors = [cls], [predicted], [log_error]
         visible, hidden = mask.visible[alone:], mask.hidden[alone:]
         cls, patches = self.online(source[alone:], visible)
         predicted, inpainted, log_error = self.predictor(
             cls, action[alone:], patches, visible, hidden
         )
-        terms["cls"] = (c.cls, prediction_loss(predicted, goal_cls[alone:]))
-        terms["patch"] = (c.patch, prediction_loss(inpainted, take(goal_patches[alone:], hidden)))
+        terms["cls"] = (c.cls, rest * prediction_loss(predicted, goal_cls[alone:]))
+        terms["patch"] = (
+            c.patch,
+            rest * prediction_loss(inpainted, take(goal_patches[alone:], hidden)),
+        )
         predicted = torch.cat([*predictions, predicted])
         log_error = torch.cat([*log_errors, log_error])
-        terms["error_head"] = (1.0, error_head_loss(log_error, predicted, goal_cls))
+        terms["error_head"] = (1.0, every * error_head_loss(log_error, predicted, goal_cls))
 
         source_cls = normalise(torch.cat([*sources, cls]).float())
         if c.inverse:
             # Hidden tokens hide part of a frame's colours: whole frames only, if there are any.
-            rows = slice(0, alone or size)
+            rows = slice(0, alone or len(order))
             recovered = self.inverse(torch.cat([source_cls[rows], goal_cls[rows]], dim=-1))
-            terms["inverse"] = (
-                c.inverse,
-                inverse_loss(recovered, action[rows], self.inverse_scale),
-            )
+            lost = inverse_loss(recovered, action[rows], self.inverse_scale)
+            terms["inverse"] = (c.inverse, (some or every) * lost)
+        if c.variance or c.covariance or c.sigreg:
+            everyone = part.gather(source_cls)
         if c.variance or c.covariance:
-            terms["variance"] = (c.variance, variance_loss(source_cls))
-            terms["covariance"] = (c.covariance, covariance_loss(source_cls))
+            terms["variance"] = (c.variance, variance_loss(everyone))
+            terms["covariance"] = (c.covariance, covariance_loss(everyone))
         if c.sigreg:
-            directions = torch.randn(len(source_cls[0]), c.sigreg_projections, generator=generator)
-            projected = self.projector(source_cls)
+            directions = torch.randn(self.latent_dim, c.sigreg_projections, generator=generator)
+            # Every process projects all rows: BatchNorm's statistics are the global ones.
+            projected = self.projector(everyone)
             terms["sigreg"] = (c.sigreg, sigreg_loss(projected, directions.to(images.device)))
 
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         logs = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
         if self._statistics:
-            logs["effective_rank"] = effective_rank(goal_cls)
-            logs["mean_std"] = deviation(goal_cls).mean()
-            logs["min_std"] = deviation(goal_cls).min()
+            goals = part.gather(goal_cls)
+            logs["effective_rank"] = effective_rank(goals)
+            logs["mean_std"] = deviation(goals).mean()
+            logs["min_std"] = deviation(goals).min()
         return loss, logs
 
     @torch.no_grad()
@@ -274,6 +299,23 @@ def model_config(settings: dict[str, Any], where: str = "model") -> IWMConfig:
 def create(**settings: Any) -> IWM:
     """An untrained model from plain settings (the entry in the model registry)."""
     return IWM(model_config(settings))
+
+
+def _alone_first(part: Part, share: float) -> tuple[Tensor, int, int]:
+    """Local rows, CLS-only ones first, and how many those are: here and in all processes.
+
+    Raises:
+        ConfigError: a process has no row of one of the two kinds.
+    """
+    everywhere = min(round(share * part.total), part.total - 1)
+    marked = part.spread(everywhere)
+    alone = int(marked.sum())
+    if everywhere and not 0 < alone < len(marked):
+        raise ConfigError(
+            f"train.batch_size {part.total} over {part.world} processes gives one of them {alone} "
+            f"CLS-only rows of {len(marked)}; take fewer processes or a larger batch"
+        )
+    return marked.long().argsort(descending=True, stable=True), alone, everywhere
 
 
 def _widen(action: Tensor, width: int) -> Tensor:

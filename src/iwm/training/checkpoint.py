@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from iwm.errors import ModelError
 from iwm.files import TEMPORARY_PREFIX, atomic_directory, read_json, write_json
+from iwm.training.parallel import like
 
 FORMAT_VERSION = 1
 _PREFIX = "step-"
@@ -32,21 +33,27 @@ def checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
     state: dict[str, Any],
     keep: int = 2,
 ) -> Path:
     """Write a checkpoint after ``step`` steps; drop all but the last ``keep``.
 
-    ``state`` is JSON. Left-overs of killed writes are removed.
+    Args:
+        folder: of all checkpoints.
+        step: taken so far.
+        model: whole tensors by name, on the CPU.
+        optimizer: the same, from :func:`optimizer_tensors`.
+        state: plain values.
+        keep: checkpoints that stay. Left-overs of killed writes are removed.
     """
     from safetensors.torch import save_file
 
     target = folder / f"{_PREFIX}{step:08d}"
     with atomic_directory(target) as temporary:
-        save_file(_own(model.state_dict()), temporary / "model.safetensors")
-        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        save_file(model, temporary / "model.safetensors")
+        save_file(optimizer, temporary / "optimizer.safetensors")
         write_json(
             temporary / "state.json", {**state, "format_version": FORMAT_VERSION, "step": step}
         )
@@ -72,42 +79,48 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore model and optimizer, bit for bit.
+def load_model(path: Path, model: nn.Module) -> None:
+    """Restore a model's tensors, bit for bit, before it is sharded.
 
     Raises:
-        ModelError: the file does not fit the model.
+        ModelError: the file is not there, or does not fit the model.
     """
     from safetensors.torch import load_file
 
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: not found; all machines must see the same folder") from None
     except RuntimeError as error:
         raise ModelError(f"{path}: does not fit the model: {str(error).splitlines()[-1]}") from None
-    tensors = load_file(path / "optimizer.safetensors")
+
+
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore an optimizer's state, bit for bit, sharded as the model is."""
+    from safetensors.torch import load_file
+
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(path / "optimizer.safetensors").items():
+        name, _, slot = key.rpartition("|")
+        entries.setdefault(name, {})[slot] = value
     for name, parameter in _trained(model, optimizer):
-        entry: dict[str, Tensor] = {}
-        for key, value in tensors.items():
-            owner, _, slot = key.rpartition("|")
-            if owner == name:
-                # AdamW keeps its step counters on the CPU unless it is fused.
-                entry[slot] = value if slot == "step" else value.to(parameter.device)
-        if entry:
-            optimizer.state[parameter] = entry
+        if entry := entries.get(name):
+            # AdamW keeps its step counters on the CPU unless it is fused.
+            optimizer.state[parameter] = {
+                slot: value if slot == "step" else like(value, parameter)
+                for slot, value in entry.items()
+            }
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as ``{"parameter|slot": tensor}``."""
+    tensors = {}
+    for name, parameter in _trained(model, optimizer):
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}|{slot}"] = value
+    return tensors
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [(name, p) for name, p in model.named_parameters() if id(p) in held]
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in _trained(model, optimizer):
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}|{slot}"] = value
-    return _own(tensors)
-
-
-def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -37,7 +37,11 @@ class TrainConfig:
     from; ``None`` starts from random weights, or from ``model.encoder.weights``."""
     epochs: Positive = 10
     batch_size: Positive = 128
-    """Global batch, over all ranks."""
+    """Global batch, over all ranks: windows."""
+    window: Positive = 1
+    """Successive frames of one episode that make a window."""
+    recordings: tuple[str, ...] | None = None
+    """Train on these only; ``null``: on all."""
     seed: int = 0
     device: str = "auto"
     """``auto`` takes the first accelerator there is, else the CPU."""

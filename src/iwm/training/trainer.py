@@ -1,8 +1,8 @@
 """One trainer for every model that answers ``loss, logs = model(batch)``.
 
-Every step's randomness is a function of (seed, step, rank) alone: generators are seeded
-anew before each step. So a run that was killed at any moment goes on from its last
-checkpoint to the same weights, bit for bit on a CPU.
+Every step's randomness is a function of (seed, step) alone (of dropout: of the rank too):
+generators are seeded anew before each step. So a run that was killed at any moment goes on
+from its last checkpoint to the same weights, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from torch import Tensor, nn
 
 from iwm.errors import TrainingError
 from iwm.files import read_json, write_json
+from iwm.objectives.gather import Part
 from iwm.progress import Progress
 from iwm.settings import to_dict
 from iwm.training.checkpoint import (
     checkpoints,
-    load_checkpoint,
+    load_model,
+    load_optimizer,
+    optimizer_tensors,
     read_state,
     save_checkpoint,
 )
 from iwm.training.config import TrainConfig
 from iwm.training.distributed import Ranks
 from iwm.training.optim import learning_rate, make_optimizer
+from iwm.training.parallel import collect, prepare, whole, whole_state
 from iwm.training.tracking import HistoryTracker, Tracker, read_history
 
 DONE_FILE = "training.json"
@@ -43,7 +47,19 @@ HISTORY_FILE = "history.jsonl"
 CHECKPOINTS = "checkpoints"
 
 # What may change between runs without changing what is learned.
-_IMMATERIAL = ("checkpoint_every", "log_every", "device", "loader")
+_IMMATERIAL = ("checkpoint_every", "log_every", "device", "loader", "sharding")
+# Sources under iwm/ that decide it.
+_LEARNING = (
+    "data/augment.py",
+    "data/batch.py",
+    "data/frames.py",
+    "data/loader.py",
+    "data/masking.py",
+    "data/reader.py",
+    "models/**/*.py",
+    "objectives/**/*.py",
+    "training/**/*.py",
+)
 
 
 class Batches(Protocol):
@@ -76,11 +92,9 @@ def identity(config: TrainConfig, data_revision: str) -> dict[str, Any]:
 def code_revision() -> str:
     """Hash of the sources that decide what is learned."""
     root = Path(__file__).parents[1]
-    files = [root / "data" / "augment.py", root / "data" / "masking.py"]
-    for package in ("models", "objectives", "training"):
-        files += sorted((root / package).glob("*.py"))
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted({file for pattern in _LEARNING for file in root.glob(pattern)}):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -101,8 +115,9 @@ class Trainer:
     """Trains one model to the end, or on from where it was stopped.
 
     Args:
-        model: ``loss, logs = model(batch)``, ``before_step``, ``after_step``,
-            ``save_pretrained``; see :class:`iwm.models.iwm.IWM`.
+        model: ``loss, logs = model(batch)``, ``before_step``, ``after_step``, ``blocks``,
+            ``save_pretrained``; see :class:`iwm.models.iwm.IWM`. The loss and each log are
+            such that their means over ranks are the global batch's.
         config: one entry of ``train``.
         batches: this rank's data.
         out: folder of the results: config.json, model.safetensors, training.json,
@@ -131,6 +146,7 @@ class Trainer:
         self.trackers = [HistoryTracker(out / HISTORY_FILE), *trackers] if ranks.first else []
         self.total = config.epochs * len(batches)
         self._stop = 0
+        self._saved = -1
 
     def already_done(self) -> Summary | None:
         """The summary of a finished run of exactly this configuration, if there is one."""
@@ -151,18 +167,23 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite, or the process was asked to stop.
         """
-        if (done := self.already_done()) is not None:
+        if (done := self.ranks.from_first(self.already_done)) is not None:
             return done
-        self.model.to(self.ranks.device).train()
+        self.model.train()
+        start, saved = self.ranks.from_first(self._where_to_start)
+        if saved is not None:
+            load_model(saved, self.model)
+        step_fn = prepare(self.model, self.config, self.ranks)
         optimizer = make_optimizer(self.model, self.config.optim)
-        start = self._restore(optimizer)
+        if saved is not None:
+            load_optimizer(saved, self.model, optimizer)
         for tracker in self.trackers:
             tracker.start(start, self.identity)
         torch.use_deterministic_algorithms(self.config.deterministic, warn_only=True)
         status = "failed"
         try:
             with _stop_requests(self):
-                summary = self._run(optimizer, start)
+                summary = self._run(step_fn, optimizer, start)
             status = "done"
         except TrainingError:
             status = "stopped" if self._stop else "failed"
@@ -170,17 +191,16 @@ class Trainer:
         finally:
             for tracker in self.trackers:
                 tracker.finish(status)
-        if self.ranks.first:
-            self._release(summary, extra())
+        with whole_state(self.model, self.ranks):
+            if self.ranks.first:
+                self._release(summary, extra())
         self.ranks.barrier()
         return summary
 
     # -- the loop ----------------------------------------------------------------------
 
-    def _run(self, optimizer: torch.optim.Optimizer, start: int) -> Summary:
+    def _run(self, step_fn: nn.Module, optimizer: torch.optim.Optimizer, start: int) -> Summary:
         c, per_epoch = self.config, len(self.batches)
-        step_fn = self._step_function()
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
         metrics = _last_metrics(self.out / HISTORY_FILE) if start == self.total else {}
         samples, began, step = 0, time.monotonic(), start
         lap_samples, lap_began = 0, began
@@ -190,32 +210,27 @@ class Trainer:
         with progress:
             while step < self.total:
                 for batch in self.batches.epoch(step // per_epoch, step % per_epoch):
+                    part, stop = self.ranks.meet(len(batch), self._stop)
+                    if stop:
+                        self._checkpoint(step, optimizer)
+                        raise self._stopped(step, stop)
                     rate = learning_rate(step, self.total, c.optim)
                     logging = (step + 1) % c.log_every == 0 or step + 1 == self.total
-                    loss, logs, norm = self._step(
-                        step_fn, optimizer, trained, batch, step, rate, logging
-                    )
+                    loss, logs = self._step(step_fn, optimizer, batch, part, step, rate, logging)
                     step += 1
-                    samples += c.batch_size
-                    lap_samples += c.batch_size
+                    samples += part.total
+                    lap_samples += part.total
                     if logging:
                         now = time.monotonic()
-                        metrics = self.ranks.mean({"loss": loss, **logs, "grad_norm": norm})
-                        metrics["lr"] = rate
+                        metrics = {"loss": loss, **self.ranks.mean(logs), "lr": rate}
                         metrics["epoch"] = step / per_epoch
                         metrics["samples_per_second"] = lap_samples / max(now - lap_began, 1e-9)
                         lap_samples, lap_began = 0, now
                         for tracker in self.trackers:
                             tracker.log(step, metrics)
-                    progress.advance(c.batch_size, f"loss {loss.item():.4f}")
-                    last = step == self.total
-                    if step % c.checkpoint_every == 0 or last or self._stop:
+                    progress.advance(part.total, f"loss {loss:.4f}")
+                    if step % c.checkpoint_every == 0 or step == self.total:
                         self._checkpoint(step, optimizer)
-                    if self._stop and not last:
-                        raise TrainingError(
-                            f"train {self.name}: stopped at step {step} of {self.total} by "
-                            f"{signal.Signals(self._stop).name}; run it again to go on from there"
-                        )
         seconds = time.monotonic() - began
         return Summary(step, metrics, seconds, samples / seconds if samples else 0.0)
 
@@ -223,77 +238,82 @@ class Trainer:
         self,
         step_fn: nn.Module,
         optimizer: torch.optim.Optimizer,
-        trained: list[nn.Parameter],
         batch: Any,
+        part: Part,
         step: int,
         rate: float,
         logging: bool,
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    ) -> tuple[float, dict[str, Tensor]]:
+        """One step of the optimizer; the global batch's loss, and this rank's logs."""
         c, ranks = self.config, self.ranks
         seed = step_seed(c.seed, step)
         torch.manual_seed(seed + 7919 * ranks.rank)  # dropout: a stream of its own per rank
-        self.model.before_step(seed, ranks.rank, ranks.world, statistics=logging)  # type: ignore[operator]
+        self.model.before_step(seed, part, statistics=logging)  # type: ignore[operator]
         batch = batch.to(ranks.device, non_blocking=True)
         bf16 = c.precision == "bf16"
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
             loss, logs = step_fn(batch)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(self._not_finite(loss, step, batch))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, c.optim.grad_clip)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, c.optim.grad_clip))
+        # One look for all ranks, before the weights move: they go on or stop together.
+        seen = ranks.mean({"loss": loss, "grad_norm": norm})
+        if not all(math.isfinite(value) for value in seen.values()):
+            raise TrainingError(self._not_finite(loss.item(), seen, step, batch))
         optimizer.step()
         self.model.after_step((step + 1) / self.total)  # type: ignore[operator]
-        return loss, logs, norm
+        return seen["loss"], {**logs, "grad_norm": norm}
 
-    def _step_function(self) -> nn.Module:
-        module = self.model
-        if self.ranks.world > 1:
-            devices = None if self.ranks.device.type == "cpu" else [self.ranks.device]
-            module = nn.parallel.DistributedDataParallel(module, device_ids=devices)
-        if self.config.compile:
-            module.compile()
-        return module
+    def _stopped(self, step: int, stop: int) -> TrainingError:
+        self._stop = stop
+        return TrainingError(
+            f"train {self.name}: stopped at step {step} of {self.total} by "
+            f"{signal.Signals(stop).name}; run it again to go on from there"
+        )
 
-    def _not_finite(self, loss: Tensor, step: int, batch: Any) -> str:
-        saved = checkpoints(self.out / CHECKPOINTS)
-        keys = list(getattr(batch, "keys", []))
+    def _not_finite(self, loss: float, seen: dict[str, float], step: int, batch: Any) -> str:
+        """What stopped the run, in the same words in every rank."""
+        what, value = "loss", seen["loss"]
+        if math.isfinite(value):
+            what, value = "norm of the gradient", seen["grad_norm"]
+        held = self.ranks.from_all((math.isfinite(loss), list(getattr(batch, "keys", []))))
+        suspects = [keys for finite, keys in held if not finite] or [keys for _, keys in held]
+        keys = [key for part in suspects for key in part]
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        saved = checkpoints(self.out / CHECKPOINTS)
         return (
-            f"train {self.name}: loss is {loss.item()} at step {step}; last good checkpoint: "
+            f"train {self.name}: {what} is {value} at step {step}; last good checkpoint: "
             f"{saved[-1] if saved else 'none'}; batch: {shown}"
         )
 
     # -- files -------------------------------------------------------------------------
 
     def _checkpoint(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        if step == self._saved:
+            return
+        model = collect(self.model.state_dict(), self.ranks)
+        state = collect(optimizer_tensors(self.model, optimizer), self.ranks)
         if self.ranks.first:
-            save_checkpoint(
-                self.out / CHECKPOINTS,
-                step,
-                self.model,
-                optimizer,
-                {"identity": self.identity, "world": self.ranks.world},
-            )
+            folder, identity = self.out / CHECKPOINTS, {"identity": self.identity}
+            save_checkpoint(folder, step, model, state, identity)
+        self._saved = step
         self.ranks.barrier()
 
-    def _restore(self, optimizer: torch.optim.Optimizer) -> int:
+    def _where_to_start(self) -> tuple[int, Path | None]:
+        """Steps taken, and the checkpoint to go on from; clears the folder without one."""
         saved = checkpoints(self.out / CHECKPOINTS)
         if saved:
             state = read_state(saved[-1])
             changed = difference(state["identity"], _plain(self.identity))
             if changed is None:
-                load_checkpoint(saved[-1], self.model, optimizer)
-                self._say(f"going on from step {state['step']} of {self.total}")
-                return int(state["step"])
-            self._say(f"starting anew, not from {saved[-1].name}: {changed}")
-        self.ranks.barrier()
-        if self.ranks.first:
-            self._clear()
-        self.ranks.barrier()
-        return 0
+                print(f"train {self.name}: going on from step {state['step']} of {self.total}")
+                return int(state["step"]), saved[-1]
+            print(f"train {self.name}: starting anew, not from {saved[-1].name}: {changed}")
+        self._clear()
+        return 0, None
 
     def _clear(self) -> None:
         """Remove an earlier run's results, so that nothing of it passes for this one's."""
@@ -317,10 +337,6 @@ class Trainer:
             },
         )
         shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
-
-    def _say(self, text: str) -> None:
-        if self.ranks.first:
-            print(f"train {self.name}: {text}", flush=True)
 
     def request_stop(self, number: int) -> None:
         """Save after the step in progress, then stop with an error (SIGTERM, Ctrl-C)."""
