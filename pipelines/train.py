@@ -48,6 +48,7 @@ def train(
             f"{SHARDS} hold {size} (height, width); change one of them"
         )
     settings.setdefault("fit", store.info.fit)
+    vocabulary = _actions(settings, store, config.recordings) if name == "action" else None
     out = MODELS / phase
     commit, dvc_revision = git_commit(), dvc_data_revision()
     with ranks(config.device) as place:
@@ -56,6 +57,9 @@ def train(
             "train",
             config.batch_size,
             config.seed,
+            window=config.window,
+            recordings=config.recordings,
+            vocabulary=vocabulary,
             rank=place.rank,
             world=place.world,
             workers=config.loader.workers,
@@ -117,6 +121,17 @@ def train(
                 f"train {phase}: {state}, {summary.steps} steps, loss {loss:.4f}, "
                 f"{summary.samples_per_second:,.0f} samples/s"
             )
+
+
+def _actions(
+    settings: dict[str, Any], store: Any, recordings: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Fill in the actions that the data has; returns the vocabulary."""
+    names = store.all_actions(recordings)
+    settings["vocabulary"] = list(settings.get("vocabulary") or names)
+    vectors = store.action_vectors
+    settings.setdefault("action_dim", 0 if vectors is None else vectors.shape[1])
+    return tuple(settings["vocabulary"])
 
 
 def _start_from(earlier: str, phase: str, model: Any) -> str:

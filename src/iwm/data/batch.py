@@ -20,7 +20,8 @@ class Batch:
     images: torch.Tensor
     """uint8 [B, T, 3, H, W], RGB; memory is channels-last, as the decoder wrote it."""
     action: torch.Tensor
-    """int64 [B, T]: id in the recording's vocabulary; -1 where none was taken."""
+    """int64 [B, T]: place in the loader's vocabulary, or else id in the recording's own; -1
+    where none was taken."""
     reward: torch.Tensor
     """float32 [B, T]."""
     done: torch.Tensor

@@ -113,12 +113,14 @@ class Loader:
             smaller; over several ranks it is filled up from the epoch's beginning to a
             multiple of ``world``, so that every rank has the same number of windows.
         recordings: only these recordings; all when None.
+        vocabulary: names that ``Batch.action`` counts in; a recording's own ids when None.
         shuffle: False gives the order of the tars.
         pin_memory: hand out page-locked batches; needs an accelerator.
 
     Raises:
         ConfigError: sizes that do not fit together.
-        DataError: the split is empty or has too few windows for one step.
+        DataError: the split is empty or has too few windows for one step, or an action of the
+            recordings is not in the vocabulary.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Loader:
         prefetch: int = 4,
         drop_last: bool = True,
         recordings: Sequence[str] | None = None,
+        vocabulary: Sequence[str] | None = None,
         shuffle: bool = True,
         pin_memory: bool = False,
     ) -> None:
@@ -152,7 +155,7 @@ class Loader:
         self.starts = window_starts(store, store.rows(split, recordings), window, stride)
         self._depth = max(prefetch, workers)
         self._buffers = _Buffers(keep=self._depth + 2)  # and one at the caller, one in the making
-        self._action = store.table["action"].to_numpy()
+        self._action = store.actions(vocabulary, recordings)
         self._reward = store.table["reward"].to_numpy()
         self._done = store.table["done"].to_numpy(zero_copy_only=False)
         self._episode = store.table["episode"].to_numpy()
@@ -229,7 +232,7 @@ class Loader:
         vectors = store.action_vectors
         batch = Batch(
             images=torch.from_numpy(images).permute(0, 1, 4, 2, 3),
-            action=torch.from_numpy(self._action[rows].astype(np.int64)),
+            action=torch.from_numpy(self._action[rows]),
             reward=torch.from_numpy(self._reward[rows]),
             done=torch.from_numpy(self._done[rows]),
             recording=torch.from_numpy(store.recording_ids[first].astype(np.int64)),

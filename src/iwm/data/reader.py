@@ -151,6 +151,39 @@ class ShardStore:
                 f"{', '.join(self.recordings)}"
             ) from None
 
+    def all_actions(self, recordings: Sequence[str] | None = None) -> tuple[str, ...]:
+        """The names of all recordings' actions, each once, in order of first appearance."""
+        names = [self.vocabulary(item) for item in recordings or self.recordings]
+        return tuple(dict.fromkeys(name for item in names for name in item))
+
+    def actions(
+        self, vocabulary: Sequence[str] | None = None, recordings: Sequence[str] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Every row's action: its recording's own id, or its place in ``vocabulary``; -1: none.
+
+        Args:
+            vocabulary: names.
+            recordings: only these need be in the vocabulary; others' rows are -1.
+
+        Raises:
+            DataError: a recording has an action that the vocabulary lacks; both are named.
+        """
+        own: npt.NDArray[np.int64] = self.table["action"].to_numpy().astype(np.int64)
+        if vocabulary is None:
+            return own
+        mapped = np.full(len(own), -1, np.int64)
+        for item in recordings or self.recordings:
+            names = self.vocabulary(item)
+            if missing := [name for name in names if name not in vocabulary]:
+                raise DataError(
+                    f"{self.folder}: {item} has the action {missing[0]!r}, which the model's "
+                    f"vocabulary lacks: {', '.join(vocabulary)}"
+                )
+            places = np.array([*(list(vocabulary).index(name) for name in names), -1], np.int64)
+            here = self.recording_ids == self.recordings.index(item)
+            mapped[here] = places[own[here]]
+        return mapped
+
     @cached_property
     def recording_ids(self) -> npt.NDArray[np.int32]:
         """Position of each row's recording in :attr:`recordings`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
@@ -36,9 +36,10 @@ class EncoderConfig:
     depth: Positive = 12
     heads: Positive = 12
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    pool: Literal["cls", "cls+mean"] = "cls"
-    """What becomes z_cls: the CLS token, or its sum with the patches' mean. The mean makes
-    global colour and light readable from the first step, which short runs need."""
+    pool: Literal["cls", "cls+mean", "flat"] = "cls"
+    """What becomes z_cls: the CLS token; its sum with the patches' mean, which makes global
+    colour and light readable from the first step, as short runs need; or one linear map of all
+    patch tokens side by side, which keeps where things are, as telling actions apart needs."""
     weights: str | None = None
     """A local safetensors file of a timm ViT of this shape to start from."""
     activation_checkpointing: bool = False
@@ -108,17 +109,7 @@ class IWMConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not fit together."""
-        if any(size % self.encoder.patch for size in self.image_size):
-            raise ConfigError(
-                f"model.image_size {list(self.image_size)} is not a multiple of "
-                f"model.encoder.patch {self.encoder.patch}"
-            )
-        for name, part in (("encoder", self.encoder), ("predictor", self.predictor)):
-            if part.width % part.heads:
-                raise ConfigError(
-                    f"model.{name}.width {part.width} is not a multiple of "
-                    f"model.{name}.heads {part.heads}"
-                )
+        check_shapes(self.image_size, self.encoder, predictor=self.predictor)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -136,3 +127,31 @@ class IWMConfig:
         """Dropout of the predictor."""
         given = self.predictor.dropout
         return VARIANT_PREDICTOR[self.variant][1] if given is None else given
+
+
+class _Transformer(Protocol):
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+
+
+def check_shapes(
+    image_size: tuple[int, int], encoder: EncoderConfig, **others: _Transformer
+) -> None:
+    """Refuse images that are no whole patches, and widths that are no whole heads.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if any(size % encoder.patch for size in image_size):
+        raise ConfigError(
+            f"model.image_size {list(image_size)} is not a multiple of "
+            f"model.encoder.patch {encoder.patch}"
+        )
+    for name, part in {"encoder": encoder, **others}.items():
+        if part.width % part.heads:
+            raise ConfigError(
+                f"model.{name}.width {part.width} is not a multiple of "
+                f"model.{name}.heads {part.heads}"
+            )

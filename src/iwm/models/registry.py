@@ -15,7 +15,10 @@ from iwm.errors import ConfigError, ModelError
 from iwm.models.saving import read_config
 
 # name -> (module, factory of an untrained model, class with from_pretrained)
-MODELS: dict[str, tuple[str, str, str]] = {"iwm": ("iwm.models.iwm", "create", "IWM")}
+MODELS: dict[str, tuple[str, str, str]] = {
+    "iwm": ("iwm.models.iwm", "create", "IWM"),
+    "action": ("iwm.models.action", "create", "ActionIWM"),
+}
 
 
 def create_model(name: str, **settings: Any) -> nn.Module:

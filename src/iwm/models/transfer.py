@@ -16,8 +16,8 @@ _ENCODERS = ("encoder", "online")
 def start_from(model: nn.Module, folder: Path) -> int:
     """Copy a released model's image encoder, and of the rest those layers that fit.
 
-    The vision transformer must fit as a whole: ``model.encoder`` and, where there is one,
-    ``model.online`` get its weights. Another layer of them (a readout), or of
+    The vision transformer must fit, though the other's may be deeper: ``model.encoder`` and,
+    where there is one, ``model.online`` get its weights. Another layer of them (a readout), or of
     ``model.predictor``, is copied when the other model has one of the same name whose
     tensors all have the same shapes; the others keep their fresh weights (a deeper
     predictor's last blocks, an action vector of another width).
@@ -42,7 +42,14 @@ def start_from(model: nn.Module, folder: Path) -> int:
     for name in _ENCODERS:
         own = getattr(model, name, None)
         if own is not None:
-            load_state(own.vit, transformer, where)
+            # A shallower model takes the first blocks.
+            known = own.vit.state_dict()
+            mine = {
+                name: value
+                for name, value in transformer.items()
+                if name in known or not name.startswith("blocks.")
+            }
+            load_state(own.vit, mine, where)
             _copy_fitting(own, encoder)
     predictor = getattr(model, "predictor", None)
     return 0 if predictor is None else _copy_fitting(predictor, _under("predictor.", weights))
