@@ -44,6 +44,10 @@ demo: setup ## Record real gameplay, run the graph, serve and query the model (c
 smoke: setup ## The whole graph on the procedural world, in a temporary clone (about two minutes)
 	$(BIN)/iwm smoke
 
+.PHONY: train-strong
+train-strong: setup ## The longer runs: GAMES="doom freeway minigrid" (at most 90 minutes on two cores)
+	$(BIN)/iwm train-strong $(GAMES)
+
 .PHONY: test
 test: setup ## The tests, but for the slow ones
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow and not gpu"

@@ -20,6 +20,9 @@ def serve(
         Path | None,
         typer.Option(envvar="IWM_MODEL_PATH", help="A model folder to serve instead of a Bento's."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A ready-made model to serve; `iwm models` lists them.")
+    ] = None,
     host: Annotated[
         str, typer.Option(envvar="IWM_SERVICE_HOST", help="Address to bind.")
     ] = LOOPBACK,
@@ -30,12 +33,15 @@ def serve(
         str, typer.Option(envvar="IWM_DEVICE", help="auto, cpu, cuda, cuda:1 ...")
     ] = "auto",
 ) -> None:
-    """Serve a Bento, or with --model-path a model folder, in the foreground."""
+    """Serve a Bento, a ready-made model or a model folder, in the foreground."""
+    from iwm import zoo
     from iwm.errors import ServiceError
 
     quiet()
     os.environ["IWM_DEVICE"] = device
     os.environ["IWM_SERVICE_HOST"], os.environ["IWM_SERVICE_PORT"] = host, str(port)
+    if model is not None:
+        model_path = zoo.path(model)
     if model_path is not None:
         if not model_path.is_dir():
             raise ServiceError(f"{model_path}: no such model folder")

@@ -19,37 +19,6 @@ import typer
 from pipelines._stage import run
 
 
-def copy_checkout(target: Path) -> None:
-    """Copy what git tracks, and what it would track, to ``target``, with a history of one commit.
-
-    Raises:
-        IwmError: this folder is not a git checkout.
-    """
-    import subprocess
-
-    from iwm.errors import IwmError
-
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode:
-        raise IwmError("run this in the repository root: " + listed.stderr.decode().strip())
-    for raw in filter(None, listed.stdout.split(b"\0")):
-        source = Path(os.fsdecode(raw))
-        if source.is_file():
-            (target / source).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / source)
-    identity = ["-c", "user.name=smoke", "-c", "user.email=smoke@localhost"]
-    for arguments in (
-        ["init", "--quiet"],
-        ["add", "--all"],
-        [*identity, "commit", "--quiet", "--no-verify", "-m", "smoke"],
-    ):
-        subprocess.run(["git", *arguments], cwd=target, check=True)
-
-
 def command(
     keep: Annotated[
         Path | None, typer.Option(help="Work here and leave it; must be empty or absent.")
@@ -57,7 +26,7 @@ def command(
 ) -> None:
     """Run the whole graph in the smoke profile, in a temporary clone."""
     from iwm.errors import IwmError
-    from pipelines import _repro
+    from pipelines import _copy, _repro
     from pipelines._summary import print_summary
 
     started = time.monotonic()
@@ -65,16 +34,9 @@ def command(
         raise IwmError(f"{keep}: not empty")
     folder = (keep or Path(tempfile.mkdtemp(prefix="iwm-smoke-"))).resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        copy_checkout(folder)
-        # Modules must come from the clone, and its stores stay inside it.
-        os.environ["PYTHONPATH"] = f"{folder / 'src'}{os.pathsep}{folder}"
-        os.environ["BENTOML_HOME"] = str(folder / ".bentoml")
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        # data.dvc names the recordings of the cpu profile; this clone records its own.
-        (folder / "data.dvc").unlink(missing_ok=True)
-        (folder / "dvc.lock").unlink(missing_ok=True)
-        _repro.module("pipelines.profile", "use", "smoke", cwd=folder)
+        _copy.copy_checkout(folder)
+        _copy.work_in(folder)
+        _copy.begin(folder, "smoke")
         _repro.ensure_data(folder)
         _repro.repro(cwd=folder)
         lock = (folder / "dvc.lock").read_bytes()
