@@ -56,9 +56,9 @@ class PredictorConfig:
     """``None``: what the variant says."""
     heads: Positive = 12
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    conditioning: Literal["feature", "sequence", "adaln"] = "feature"
+    conditioning: Literal["feature", "sequence", "adaln", "none"] = "feature"
     """Where the action enters: joined to the query tokens by an MLP, as tokens of its own,
-    or as zero-initialised adaptive LayerNorm in every block."""
+    or as zero-initialised adaptive LayerNorm in every block. ``none``: nowhere."""
     action_tokens: Positive = 1
     """Tokens of the action under ``sequence``."""
 
@@ -77,6 +77,8 @@ class ObjectiveConfig:
     """Share of each batch whose patch tokens are all dropped before the predictor."""
     inverse: Weight = 0.0
     """Recover the action vector from the two views' CLS: keeps latents equivariant."""
+    invariance: Weight = 0.0
+    """Pull both views' CLS together: the opposite of ``inverse``."""
     variance: Weight = 0.0
     covariance: Weight = 0.0
     """VICReg's terms on the online latents."""

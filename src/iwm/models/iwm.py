@@ -229,6 +229,8 @@ class IWM(nn.Module):
             recovered = self.inverse(torch.cat([source_cls[rows], goal_cls[rows]], dim=-1))
             lost = inverse_loss(recovered, action[rows], self.inverse_scale)
             terms["inverse"] = (c.inverse, (some or every) * lost)
+        if c.invariance:
+            terms["invariance"] = (c.invariance, every * prediction_loss(source_cls, goal_cls))
         if c.variance or c.covariance or c.sigreg:
             everyone = part.gather(source_cls)
         if c.variance or c.covariance:

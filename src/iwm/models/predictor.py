@@ -92,9 +92,11 @@ class Predictor(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
         tokens = shape.action_tokens if shape.conditioning == "sequence" else 1
         self.action_tokens = tokens
-        self.embed_action = nn.Sequential(
-            nn.Linear(config.aug_dim, width), nn.GELU(), nn.Linear(width, tokens * width)
-        )
+        self.embed_action: nn.Sequential | None = None
+        if shape.conditioning != "none":
+            self.embed_action = nn.Sequential(
+                nn.Linear(config.aug_dim, width), nn.GELU(), nn.Linear(width, tokens * width)
+            )
         self.join: nn.Sequential | None = None
         if shape.conditioning == "feature":
             self.join = nn.Sequential(
@@ -140,7 +142,9 @@ class Predictor(nn.Module):
             head sees detached features: it learns from the predictor, not the reverse.
         """
         cls = normalise(cls)
-        acted = self.embed_action(action).view(len(action), self.action_tokens, -1)
+        acted = cls.new_empty(len(cls), self.action_tokens, 0)
+        if self.embed_action is not None:
+            acted = self.embed_action(action).view(len(action), self.action_tokens, -1)
         sequence = [self._joined(self.embed(cls).unsqueeze(1) + self.cls_position, acted)]
         if patches is not None:
             position = self.position.expand(len(cls), -1, -1)
