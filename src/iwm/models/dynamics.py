@@ -140,8 +140,12 @@ class Dynamics(nn.Module):
         shape, latent = config.dynamics, config.encoder.width
         width, self.history = shape.width, config.history
         self.embed = nn.Linear(latent, width)
+        # One-hot inputs are sparse: with a usual start actions would hardly differ, and the
+        # dynamics would take long to notice them.
+        first = nn.Linear(action_width, width)
+        nn.init.normal_(first.weight)
         self.embed_action = nn.Sequential(
-            nn.Linear(action_width, width), nn.GELU(), nn.Linear(width, width)
+            first, nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
         )
         self.blocks = nn.ModuleList(
             CausalBlock(width, shape.heads, shape.mlp_ratio, shape.dropout, config.history)
@@ -160,9 +164,7 @@ class Dynamics(nn.Module):
         )
         self.patch_norm = nn.LayerNorm(width)
         self.patch_head = nn.Linear(width, latent)
-        self.patch_cls_head = nn.Linear(width, latent)
-        self.patch_error_head = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, 1))
-        for head in (self.cls_head, self.patch_head, self.patch_cls_head):
+        for head in (self.cls_head, self.patch_head):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -228,35 +230,23 @@ class Dynamics(nn.Module):
             (now if seen is None else seen.then(now)).last(reach),
         )
 
-    def with_patches(
-        self, feature: Tensor, predicted: Tensor, patches: Tensor, action: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The next patches, and a CLS that has seen them.
+    def next_patches(self, feature: Tensor, patches: Tensor, action: Tensor) -> Tensor:
+        """The next frame's patches [B, N, D].
 
         Args:
             feature: [B, width], as :meth:`step` or :meth:`forward` gives it.
-            predicted: [B, D], the CLS predicted with it.
             patches: [B, N, D], of the present frame.
             action: [B, A].
-
-        Returns:
-            CLS [B, D], patches [B, N, D], and the feature [B, width] of this CLS.
         """
         condition = self.embed_action(action)
         tokens = self.embed_patches(patches) + self.position
         tokens = torch.cat([feature.unsqueeze(1), tokens], dim=1)
         for block in self.patch_blocks:
             tokens = block(tokens, condition)
-        tokens = self.patch_norm(tokens)
-        cls = predicted + self.patch_cls_head(tokens[:, 0])
-        return cls, patches + self.patch_head(tokens[:, 1:]), tokens[:, 0]
+        change: Tensor = self.patch_head(self.patch_norm(tokens[:, 1:]))
+        return patches + change
 
     def log_error(self, feature: Tensor) -> Tensor:
         """Predicted log of the CLS error [...] of features [..., width], which it leaves alone."""
         error: Tensor = self.error_head(feature.detach()).squeeze(-1)
-        return error
-
-    def patch_log_error(self, feature: Tensor) -> Tensor:
-        """The same for predictions made with patches."""
-        error: Tensor = self.patch_error_head(feature.detach()).squeeze(-1)
         return error
