@@ -12,6 +12,22 @@ from iwm.settings import settings
 
 
 @settings
+class ActionEvaluateConfig:
+    """What an action-conditioned model is measured on, beside the counterfactual sets."""
+
+    frames: Annotated[int, Field(gt=0)] = 4096
+    """Frames of held-out play per split, whole episodes, an equal share for each recording."""
+    horizon: Annotated[int, Field(gt=0)] = 8
+    """Steps of the longest rollout, K."""
+    windows: Annotated[int, Field(gt=0)] = 2048
+    """Starts of rollouts and of temporal retrieval, at most."""
+    surprise: Literal["distance", "relative", "action", "combined"] = "combined"
+    """The measure whose figures the gate reads under ``surprise``; all are reported."""
+    fit_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of each branch set's episodes that calibration is fitted on; the others measure."""
+
+
+@settings
 class EvaluateConfig:
     """How a trained model is measured on held-out episodes."""
 
@@ -30,6 +46,13 @@ class EvaluateConfig:
     """Resamples of a confidence interval, by episode."""
     seed: int = 0
     batch_size: Annotated[int, Field(gt=0)] = 256
+    streams: tuple[str, str] | None = None
+    """Two phases to compare, the invariant and the equivariant one, instead of measuring one."""
+    probe_frames: Annotated[int, Field(gt=1)] = 2048
+    """Frames per split, in whole runs of time, for the probes of a comparison."""
+    action: ActionEvaluateConfig = ActionEvaluateConfig()
+    """Phase 3 alone; the fields about banks of transformations are then not used, but for
+    ``bank``, the frames in a temporal bank, and the jitter of recoloured frames."""
 
     def __post_init__(self) -> None:
         """Refuse more queries than there are members."""

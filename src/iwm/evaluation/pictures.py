@@ -48,8 +48,8 @@ def as_picture(view: Any) -> Array:
 
 
 def loss_curve(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Total loss and its terms over the steps, and the effective rank beside them."""
-    figure, (left, right) = _figure(9, 3.2, ncols=2)
+    """Total loss and its terms over the steps; effective rank and smallest deviation beside."""
+    figure, (left, middle, right) = _figure(12, 3.2, ncols=3)
     steps = [row["step"] for row in history]
     left.plot(steps, [row["loss"] for row in history], color=ACCENT, linewidth=2, label="total")
     for name in sorted({key for row in history for key in row if key.startswith("loss_")}):
@@ -57,8 +57,13 @@ def loss_curve(history: Sequence[dict[str, float]], path: Path) -> None:
         left.plot(steps, values, linewidth=0.9, label=name.removeprefix("loss_").replace("_", " "))
     left.legend(fontsize=7, frameon=False)
     _plain(left, "Training loss", "step", "loss")
-    right.plot(steps, [row.get("effective_rank", np.nan) for row in history], color=ACCENT)
-    _plain(right, "Effective rank of a batch (RankMe)", "step", "dimensions")
+    middle.plot(steps, [row.get("effective_rank", np.nan) for row in history], color=ACCENT)
+    _plain(middle, "Effective rank of a batch (RankMe)", "step", "dimensions")
+    for name, colour in (("mean_std", MUTED), ("min_std", ACCENT)):
+        values = [row.get(name, np.nan) for row in history]
+        right.plot(steps, values, color=colour, label=name.replace("_std", " over dimensions"))
+    right.legend(fontsize=7, frameon=False)
+    _plain(right, "Deviation of a latent's dimensions", "step", "standard deviation")
     _save(figure, path)
 
 
@@ -89,11 +94,74 @@ def calibration_plot(curves: dict[str, dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def strips(rows: Sequence[Sequence[Array]], titles: Sequence[str], path: Path) -> None:
-    """Rows of pictures, uint8 [H, W, 3], under column titles."""
+def error_curves(
+    panels: dict[str, dict[str, dict[str, Any]]], arms: Sequence[str], path: Path
+) -> None:
+    """Error over the steps of a rollout with 95 % bands; a panel for each ``{title: figures}``.
+
+    ``figures`` is ``{k1: {arm: figure}, k2: ...}``.
+    """
+    figure, found = _figure(4.6 * len(panels), 3.4, ncols=len(panels), squeeze=False, sharey=True)
+    colours = (ACCENT, MUTED, "#c2571a", "#7a5195", "#3c8d5a")
+    for axes, (title, figures) in zip(found[0], panels.items(), strict=True):
+        steps = range(1, len(figures) + 1)
+        for arm, colour in zip(arms, colours, strict=False):
+            points = [figures[f"k{step}"][arm] for step in steps]
+            width = 2.2 if arm == "model" else 1.2
+            mean = [point["mean"] for point in points]
+            axes.plot(steps, mean, color=colour, linewidth=width, label=arm.replace("_", " "))
+            low, high = ([point[end] for point in points] for end in ("low", "high"))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7, frameon=False)
+        _plain(axes, title, "step of the rollout, k", "distance to the true latent")
+    _save(figure, path)
+
+
+def roc_plot(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Detections against false alarms for every anomaly, with the diagonal of guessing."""
+    figure, axes = _figure(4.6, 4.0)
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
+    for name, curve in curves.items():
+        axes.plot(curve["false_alarms"], curve["detected"], label=name.replace("_", " "))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    _plain(axes, "Anomalies told by surprise", "share of false alarms", "share detected")
+    _save(figure, path)
+
+
+def bars(panels: dict[str, dict[str, dict[str, Any]]], path: Path, columns: int = 4) -> None:
+    """Figures with their 95 % intervals, one panel for each ``{title: {arm: figure}}``."""
+    rows = -(-len(panels) // columns)
+    size = {"nrows": rows, "ncols": columns, "squeeze": False}
+    figure, found = _figure(3.2 * columns, 2.3 * rows, **size)
+    for axes in found.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, arms) in zip(found.flat, panels.items(), strict=False):
+        means = np.array([arm["mean"] for arm in arms.values()])
+        low, high = (np.array([arm[end] for arm in arms.values()]) for end in ("low", "high"))
+        around = np.clip([means - low, high - means], 0, None)
+        colours = [ACCENT if place < 2 else MUTED for place in range(len(arms))]
+        axes.barh(range(len(arms)), means, xerr=around, color=colours, ecolor=INK, capsize=2)
+        axes.set_yticks(range(len(arms)), [name.replace("_", " ") for name in arms], fontsize=7)
+        axes.invert_yaxis()
+        _plain(axes, title, "", "")
+    _save(figure, path)
+
+
+def strips(
+    rows: Sequence[Sequence[Array]],
+    titles: Sequence[str],
+    path: Path,
+    labels: Sequence[str] = (),
+) -> None:
+    """Rows of pictures, uint8 [H, W, 3], under column titles; a label before each row."""
     columns = len(titles)
     figure, panels = _figure(
-        1.5 * columns, 1.3 * len(rows) + 0.3, nrows=len(rows), ncols=columns, squeeze=False
+        1.5 * columns + (1.1 if labels else 0),
+        1.3 * len(rows) + 0.3,
+        nrows=len(rows),
+        ncols=columns,
+        squeeze=False,
     )
     for line, images in zip(panels, rows, strict=True):
         for axes, image in zip(line, images, strict=True):
@@ -101,4 +169,7 @@ def strips(rows: Sequence[Sequence[Array]], titles: Sequence[str], path: Path) -
             axes.set_axis_off()
     for axes, title in zip(panels[0], titles, strict=True):
         axes.set_title(title, fontsize=8, color=INK)
+    for line, label in zip(panels, labels, strict=False):
+        place = {"transform": line[0].transAxes, "ha": "right", "va": "center"}
+        line[0].text(-0.06, 0.5, label, fontsize=8, color=INK, **place)
     _save(figure, path)
