@@ -18,12 +18,12 @@ from iwm.evaluation.calibration import (
     calibrate,
     calibration_curve,
 )
+from iwm.evaluation.collapse import collapse_figures
 from iwm.evaluation.config import EvaluateConfig
 from iwm.evaluation.pictures import as_picture, calibration_plot, rank_histogram, strips
 from iwm.evaluation.retrieval import ARMS, Retrieval, augmentation_retrieval
 from iwm.evaluation.statistics import Figure, bootstrap_mean, chance_mrr, constant
 from iwm.models.iwm import IWM
-from iwm.objectives.collapse import deviation, effective_rank
 
 Array = np.ndarray[Any, Any]
 
@@ -145,27 +145,7 @@ def _retrieve(
 
 @torch.no_grad()
 def _collapse(model: IWM, frames: Frames, config: EvaluateConfig) -> dict[str, Figure]:
-    """Effective rank and deviations of the clean frames' CLS, with episode-bootstrap intervals.
-
-    The interval of the rank is over random halves of the episodes: resampling with
-    replacement repeats frames, which lowers a rank whatever the model.
-    """
     device = next(model.parameters()).device
     chunks = torch.split(frames.images, config.batch_size)
     latents = torch.cat([model.encode(chunk.to(device))[0].cpu() for chunk in chunks])
-    generator = np.random.default_rng(config.seed)
-    episodes = np.unique(frames.episode)
-    halves = []
-    for _ in range(20):
-        chosen = generator.choice(episodes, size=max(1, len(episodes) // 2), replace=False)
-        rows = torch.from_numpy(np.isin(frames.episode, chosen))
-        if int(rows.sum()) > 1:
-            halves.append(float(effective_rank(latents[rows])))
-    rank = float(effective_rank(latents))
-    spread = deviation(latents)
-    low = float(np.quantile(halves, 0.025)) if halves else rank
-    return {
-        "effective_rank": {"mean": rank, "low": min(low, rank), "high": rank, "n": len(latents)},
-        "mean_std": constant(float(spread.mean()), len(latents)),
-        "min_std": constant(float(spread.min()), len(latents)),
-    }
+    return collapse_figures(latents, frames.episode, config.seed)
