@@ -30,7 +30,16 @@ from iwm.gameplay.config import IngestConfig, RecordConfig
 from iwm.settings import parse, settings
 from iwm.training.config import TrainConfig
 
-ProfileName = Literal["smoke", "cpu", "gpu", "dual-gpu", "cluster"]
+ProfileName = Literal[
+    "smoke",
+    "cpu",
+    "gpu",
+    "dual-gpu",
+    "cluster",
+    "strong-doom",
+    "strong-freeway",
+    "strong-minigrid",
+]
 
 PARAMS_FILE = Path("params.yaml")
 PROFILES_FILE = Path("profiles.yaml")
@@ -186,14 +195,30 @@ def resolve_profile(
     known = document.get("profiles", {})
     if name not in known:
         raise ConfigError(f"profile {name!r} is not in {profiles}; it has {', '.join(known)}")
-    values = merge(document.get("defaults", {}), known[name] or {})
-    values = {"profile": name, **values}
+    values = {"profile": name, **merge(document.get("defaults", {}), _extended(known, name))}
     for path, (_, value) in environment_overrides(values, environ).items():
         set_dotted(values, path, value)
     for path, value in (overrides or {}).items():
         set_dotted(values, path, value)
     parse(Params, values, str(profiles))
     return values
+
+
+def _extended(known: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A profile's own values, laid over those of the profile that its ``extends`` names.
+
+    Raises:
+        ConfigError: it extends one that is not there, or one that extends another itself.
+    """
+    own = dict(known[name] or {})
+    base = own.pop("extends", None)
+    if base is None:
+        return own
+    if base not in known or "extends" in (known[base] or {}):
+        raise ConfigError(
+            f"profile {name!r} extends {base!r}, which is no profile that extends no other"
+        )
+    return merge(known[base] or {}, own)
 
 
 def write_params(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> None:
