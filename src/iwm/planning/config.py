@@ -69,21 +69,18 @@ class SolverConfig:
 
 @settings
 class DistanceConfig:
-    """Fitting a learned temporal distance (see :mod:`iwm.planning.distance`)."""
+    """Fitting a temporal distance to recorded play (see :mod:`iwm.planning.distance`)."""
 
-    hidden: Positive = 256
-    embedding: Positive = 64
-    steps: Positive = 2500
-    batch_size: Positive = 512
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    final_lr: Annotated[float, Field(gt=0)] = 5e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    max_distance: Annotated[float, Field(gt=1)] = 64.0
-    """Steps; the value's horizon. Larger distances saturate here."""
-    expectile: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Of the distances seen, which: below 0.5 leans to the short ones, as the best player's."""
-    future: Share = 0.6
-    """Share of goals that are later frames of the same episode; the rest are any frame."""
-    ema: Share = 0.995
-    """Momentum of the target network."""
-    seed: int = 0
+    max_nodes: Annotated[int, Field(gt=1, le=16_384)] = 3000
+    """Most distinct latents remembered; the radius of what counts as one grows until they fit."""
+    merge: Annotated[float, Field(ge=0)] = 0.03
+    """Latents nearer than this are one state; in units of the median change of a step."""
+    coverage: Share = 0.95
+    """Share of the frames that must be able to reach each other; while they cannot, ever more
+    distant look-alikes of different episodes are taken for neighbours."""
+    max_link: Annotated[float, Field(ge=0)] = 1.5
+    """Most distant look-alikes that may be linked, in the same units."""
+    neighbours: Annotated[int, Field(gt=0, le=64)] = 3
+    """A latent's distance is the mean over so many remembered latents nearest to it, weighted."""
+    max_distance: Annotated[float, Field(gt=1)] = 128.0
+    """Steps; larger distances, and unreachable goals, count as this."""

@@ -84,33 +84,29 @@ class Uncertainty:
         return over_horizon(trajectories.log_error.exp(), self._reduction)
 
 
-class Between:
-    """A distance between latents, such as a learned temporal one, to a goal.
+class StepsToGoal:
+    """Steps still to go, as a temporal distance tells them.
 
     Args:
-        distance: latents [N, D] and goals [N, D] -> steps [N].
-        goal: [D].
+        steps: latents [N, D] -> steps [N]; see :meth:`iwm.planning.distance.TemporalDistance.to`.
         reduction: over the horizon.
         discount: weight of each further step in the sum.
     """
 
     def __init__(
         self,
-        distance: Callable[[Tensor, Tensor], Tensor],
-        goal: Tensor,
+        steps: Callable[[Tensor], Tensor],
         reduction: Reduction = "sum",
         discount: float = 1.0,
     ) -> None:
-        self._distance, self._goal = distance, goal.reshape(1, -1)
-        self._reduction, self._discount = reduction, discount
+        self._steps, self._reduction, self._discount = steps, reduction, discount
 
     @torch.no_grad()
     def __call__(self, trajectories: Trajectories) -> Tensor:
         """Costs [B]."""
         latents = trajectories.latents
-        flat = latents.reshape(-1, latents.shape[-1])
-        steps = self._distance(flat, self._goal.to(flat).expand(len(flat), -1))
-        return over_horizon(steps.view(latents.shape[:2]), self._reduction, self._discount)
+        steps = self._steps(latents.reshape(-1, latents.shape[-1])).view(latents.shape[:2])
+        return over_horizon(steps, self._reduction, self._discount)
 
 
 class UserCost:

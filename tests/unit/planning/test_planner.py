@@ -6,7 +6,14 @@ from planworlds import MOVES, Grid
 
 from iwm.errors import ConfigError
 from iwm.planning.config import SolverConfig
-from iwm.planning.costs import Between, GoalLatent, Uncertainty, UserCost, Weighted, over_horizon
+from iwm.planning.costs import (
+    GoalLatent,
+    StepsToGoal,
+    Uncertainty,
+    UserCost,
+    Weighted,
+    over_horizon,
+)
 from iwm.planning.dynamics import Discrete, ModelDynamics, Trajectories
 from iwm.planning.planner import Controller, Planner
 
@@ -62,7 +69,7 @@ def test_discounted_sum_weighs_the_near_steps():
 
 def test_costs_add_up():
     trajectories = Trajectories(LATENTS, torch.log(torch.tensor([[1.0, 3.0], [2.0, 2.0]])))
-    steps = Between(lambda z, g: (z - g).abs().sum(-1), torch.zeros(2))
+    steps = StepsToGoal(lambda z: z.abs().sum(-1))
     first = UserCost(lambda latents: latents[:, -1, 0])
     both = Weighted([(1.0, Uncertainty()), (2.0, steps), (0.5, first)])
     assert both(trajectories).tolist() == pytest.approx([2 + 2 * 3.5, 2 + 2 * 10.5 + 1.5])
