@@ -90,10 +90,10 @@ class ActionIWM(nn.Module):
                 nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, names + numbers)
             )
         if objective.action_contrast and names:
-            # The policy's habit, p(action | frame, action before): see `action_contrast`.
+            # The policy's habit, p(action | frame): see `action_contrast`.
             last = nn.Linear(width, names)
             nn.init.zeros_(last.weight)
-            self.habit = nn.Sequential(nn.Linear(width + self.aug_dim, width), nn.GELU(), last)
+            self.habit = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
         if objective.contrast or objective.action_contrast:
             self.log_sharpness = nn.Parameter(torch.tensor(-math.log(objective.temperature)))
         self.progress: Tensor
@@ -268,26 +268,39 @@ class ActionIWM(nn.Module):
         here, outcome = cls[:, :-1], cls[:, 1:]
         goal = outcome.detach()
         features, predicted, past = self.dynamics(here, actions, self._others(actions, ids, part))
-        taken = predicted[:, :, 0]
+        # Predicted with history; with every action from the frame alone, the true one first; and
+        # from the frame alone without an action: a trained answer to clients that send none.
+        taken, alone, nothing = predicted[:, :, 0], predicted[:, :, 1:-1], predicted[:, :, -1]
         share = part.weight(len(cls), part.total)
         terms: dict[str, tuple[float, Tensor]] = {}
         terms["prediction"] = (c.prediction, share * F.mse_loss(taken, goal))
-        # The last alternative is "not known": a trained answer for clients that send no action.
-        terms["no_action"] = (0.1, share * F.mse_loss(predicted[:, :, -1], goal))
-        terms["error_head"] = (1.0, share * self._error_loss(features, predicted, goal))
+        terms["prediction_alone"] = (c.prediction, share * F.mse_loss(alone[:, :, 0], goal))
+        terms["no_action"] = (0.1 * c.prediction, share * F.mse_loss(nothing, goal))
+        told, three = (
+            self.dynamics.log_error(features[:, :, [0, 1, -1]]),
+            [taken, alone[:, :, 0], nothing],
+        )
+        terms["error_head"] = (
+            1.0,
+            share * _error_head_loss(told, torch.stack(three, dim=2), goal.unsqueeze(2)),
+        )
 
         accuracy: dict[str, Tensor] = {}
         seen = part.gather(known.float().sum(1)).sum().clamp_min(1.0)
         known_share = part.world / seen
         if c.contrast:
             own = _own_places(part.total, cls.shape[1], cls.device)
-            everyone = part.gather(taken).flatten(0, 1), part.gather(cls).flatten(0, 1)
-            terms["contrast"] = (c.contrast, frame_contrast(*everyone, own, self._sharpness()))
+            frames = part.gather(cls).flatten(0, 1)
+            both = [part.gather(each).flatten(0, 1) for each in (taken, alone[:, :, 0])]
+            terms["contrast"] = (
+                c.contrast,
+                frame_contrast(torch.cat(both), frames, own.repeat(2), self._sharpness()),
+            )
         if c.action_contrast:
             wanted = known.flatten()
-            habit, habit_loss = self._habit(here, actions, ids, known)
+            habit, habit_loss = self._habit(here, ids, known)
             each = action_contrast(
-                predicted[:, :, :-1].flatten(0, 1)[wanted],
+                alone.flatten(0, 1)[wanted],
                 outcome.flatten(0, 1)[wanted],
                 self._sharpness(),
                 None if habit is None else habit[wanted],
@@ -310,10 +323,7 @@ class ActionIWM(nn.Module):
                 terms["rollout_error_head"] = (1.0, share * rolled[1])
         if c.patches:
             at = int(torch.randint(here.shape[1], (1,), generator=generator))
-            # Constants all: errors of small details must not shape what the latents are about.
-            guess = self.dynamics.next_patches(
-                features[:, at, 0].detach(), patches[:, at].detach(), actions[:, at]
-            )
+            guess = self.dynamics.next_patches(features[:, at, 0], patches[:, at], actions[:, at])
             terms["patches"] = (c.patches, share * F.mse_loss(guess, patches[:, at + 1].detach()))
 
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
@@ -359,37 +369,34 @@ class ActionIWM(nn.Module):
         return images, ids, parameters[:, 1:] - parameters[:, :-1]
 
     def _others(self, actions: Tensor, ids: Tensor, part: Part) -> Tensor:
-        """What else might have been done: [B, T - 1, M + 1, A]; the last one is "not known"."""
+        """The action taken, others that might have been, and none: [B, T - 1, 1 + M + 1, A]."""
         names = len(self.config.vocabulary)
         if not self.config.objective.action_contrast:
-            others = actions.unsqueeze(2)[:, :, :0]
+            others = actions.unsqueeze(2)
         elif names:
-            shifts = torch.arange(1, names, device=ids.device)
-            others = actions.unsqueeze(2).repeat(1, 1, names - 1, 1)
+            others = actions.unsqueeze(2).repeat(1, 1, names, 1)
+            shifts = torch.arange(names, device=ids.device)
             one_hot = F.one_hot((ids.clamp_min(0).unsqueeze(-1) + shifts) % names, names)
             others[..., AUG_DIM : AUG_DIM + names] = one_hot.to(others.dtype)
         else:
+            # Other rows' actions at the same step, spread over the global batch.
             everyone = part.gather(actions)
             count = self.config.objective.negatives
-            # Other rows' actions at the same step, spread over the global batch.
             places = torch.arange(part.rows.start, part.rows.stop, device=ids.device)
-            jumps = torch.arange(1, count + 1, device=ids.device) * max(
-                1, part.total // (count + 1)
-            )
+            jumps = torch.arange(count + 1, device=ids.device) * max(1, part.total // (count + 1))
             others = everyone[(places[:, None] + jumps) % part.total].transpose(1, 2)
         nothing = torch.zeros_like(actions).unsqueeze(2)
         nothing[..., 0, :AUG_DIM] = actions[..., :AUG_DIM]
         return torch.cat([others, nothing], dim=2)
 
     def _habit(
-        self, here: Tensor, actions: Tensor, ids: Tensor, known: Tensor
+        self, here: Tensor, ids: Tensor, known: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """Log-probabilities [P, 1 + M] of the actions as `_others` orders them, and their loss."""
         names = len(self.config.vocabulary)
         if not names:
             return None, None
-        before = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
-        logits = _HABIT_SCALE * self.habit(torch.cat([here.detach(), before], dim=-1))
+        logits = _HABIT_SCALE * self.habit(here.detach())
         log_probability = logits.float().log_softmax(-1)
         order = (ids.clamp_min(0).unsqueeze(-1) + torch.arange(names, device=ids.device)) % names
         ordered = log_probability.gather(-1, order)
@@ -412,10 +419,6 @@ class ActionIWM(nn.Module):
             squared = (recovered[:, names:] - numbers[known]).square()
             loss = loss + squared.mean(-1).sum()
         return loss, right
-
-    def _error_loss(self, features: Tensor, predicted: Tensor, goal: Tensor) -> Tensor:
-        told = self.dynamics.log_error(features[:, :, [0, -1]])
-        return _error_head_loss(told, predicted[:, :, [0, -1]], goal.unsqueeze(2))
 
     def _rollout_losses(
         self, taken: Tensor, actions: Tensor, goal: Tensor, past: Past, generator: torch.Generator

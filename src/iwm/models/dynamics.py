@@ -171,16 +171,16 @@ class Dynamics(nn.Module):
     def forward(
         self, latents: Tensor, actions: Tensor, others: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Past]:
-        """A whole window at once: every frame is predicted on from its true history.
+        """A whole window at once: every frame is predicted on from its history.
 
         Args:
             latents: [B, T, D].
             actions: [B, T, A], taken after each frame.
-            others: [B, T, M, A]: what else might have been done there, with the same history.
+            others: [B, T, M, A]: actions to predict on with from each frame alone.
 
         Returns:
-            Features [B, T, 1 + M, width] (index 0: the true action) after the last norm,
-            predicted CLS [B, T, 1 + M, D], and the true frames' keys and values.
+            Features [B, T, 1 + M, width] (index 0: ``actions``, with history) after the last
+            norm, predicted CLS [B, T, 1 + M, D], and the frames' keys and values.
         """
         batch, length, _ = latents.shape
         condition = self.embed_action(actions)
@@ -192,7 +192,8 @@ class Dynamics(nn.Module):
             extra = self.embed_action(others).transpose(1, 2).flatten(1, 2)
             condition = torch.cat([condition, extra], dim=1)
             tokens = tokens.repeat(1, streams, 1)
-        back = place.repeat(streams)[:, None] - place
+        back = (place[:, None] - place).repeat(streams, 1)
+        back[length:] = 0
         keys, values = [], []
         for block in self.blocks:
             tokens, k, v = block(tokens, condition, None, back)
@@ -238,13 +239,14 @@ class Dynamics(nn.Module):
             patches: [B, N, D], of the present frame.
             action: [B, A].
         """
-        condition = self.embed_action(action)
-        tokens = self.embed_patches(patches) + self.position
-        tokens = torch.cat([feature.unsqueeze(1), tokens], dim=1)
+        # What is here learned about details must not shape the latents: constants come in.
+        condition = self.embed_action(action).detach()
+        tokens = self.embed_patches(patches.detach()) + self.position
+        tokens = torch.cat([feature.detach().unsqueeze(1), tokens], dim=1)
         for block in self.patch_blocks:
             tokens = block(tokens, condition)
         change: Tensor = self.patch_head(self.patch_norm(tokens[:, 1:]))
-        return patches + change
+        return patches.detach() + change
 
     def log_error(self, feature: Tensor) -> Tensor:
         """Predicted log of the CLS error [...] of features [..., width], which it leaves alone."""

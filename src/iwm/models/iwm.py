@@ -95,7 +95,9 @@ class IWM(nn.Module):
                 self.register_buffer("inverse_scale", scale, persistent=False)
             if config.objective.sigreg:
                 # SIGReg needs latents free of LayerNorm's shape: a BatchNorm projector.
-                self.projector = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
+                self.projector = nn.Sequential(
+                    nn.Linear(width, width, bias=False), nn.BatchNorm1d(width)
+                )
         self.encoder.requires_grad_(False)
 
     # -- what a served model does ------------------------------------------------------

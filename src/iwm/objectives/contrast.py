@@ -35,9 +35,10 @@ def action_contrast(
 ) -> Tensor:
     """Bayes' rule for the action, with the forward model as its likelihood.
 
-    p(action | history, outcome) is proportional to p(outcome | history, action) times
-    p(action | history). With the policy's own habit given as ``log_prior``, a model gains
-    nothing by predicting an unlikely action's outcome badly.
+    p(action | frame, outcome) is proportional to p(outcome | frame, action) p(action | frame).
+    With the policy's own habit given as ``log_prior``, a model gains nothing by predicting an
+    unlikely action's outcome badly. Of the past only the frame counts: policies hold actions,
+    so whoever knows the last one can tell the next without looking at the outcome.
 
     Args:
         predicted: [P, 1 + M, D]: after the action taken (index 0) and after M others.

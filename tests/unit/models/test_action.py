@@ -112,21 +112,21 @@ def test_predictions_see_the_past_but_not_the_future_and_not_beyond_the_history(
     assert (latents.grad[0].abs().sum(-1) > 0).tolist() == [False, False, True, True, True, False]
 
 
-def test_other_actions_share_the_history_of_the_one_taken() -> None:
+def test_other_actions_are_predicted_from_the_frame_alone() -> None:
     model = tiny(awake=True).eval()
     batch = windows(3, 4)
     latents = torch.randn(3, 4, 32)
     actions = model.action_vectors(batch.action)
     others = model._others(actions, batch.action, Part.whole(3))
-    assert others.shape == (3, 4, 3, model.aug_dim)
+    assert others.shape == (3, 4, len(NAMES) + 1, model.aug_dim)
+    assert torch.equal(others[:, :, 0], actions)
+    assert not others[:, :, -1].any()
     with torch.no_grad():
         _, predicted, _ = model.dynamics(latents, actions, others)
-        for stream in range(3):
-            changed = actions.clone()
-            changed[:, 2] = others[:, 2, stream]
-            _, alone, _ = model.dynamics(latents, changed)
+        for stream in range(others.shape[2]):
+            alone = model.predict(latents[:, 2], others[:, 2, stream])
             torch.testing.assert_close(
-                predicted[:, 2, 1 + stream], alone[:, 2, 0], atol=1e-5, rtol=1e-5
+                predicted[:, 2, 1 + stream], alone.z_cls, atol=1e-5, rtol=1e-5
             )
 
 
