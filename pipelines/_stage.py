@@ -21,6 +21,7 @@ QUIET_ENVIRONMENT = {
 DATA = Path("data")
 INDEX = Path("artifacts/index")
 SHARDS = Path("artifacts/shards")
+BRANCHES = Path("artifacts/branches")
 MODELS = Path("artifacts/models")
 EVALUATION = Path("artifacts/evaluation")
 REPORTS = Path("reports")

@@ -26,7 +26,7 @@ from iwm.data.config import ShardConfig, ValidateConfig
 from iwm.errors import ConfigError
 from iwm.evaluation.config import EvaluateConfig, Rule
 from iwm.files import write_text
-from iwm.gameplay.config import IngestConfig, RecordConfig
+from iwm.gameplay.config import BranchConfig, IngestConfig, RecordConfig
 from iwm.settings import parse, settings
 from iwm.training.config import TrainConfig
 
@@ -80,6 +80,7 @@ class Params:
     ingest: IngestConfig
     validate: ValidateConfig
     shard: ShardConfig
+    branch: BranchConfig
     train: dict[str, TrainConfig]
     evaluate: dict[str, EvaluateConfig]
     gate: dict[str, tuple[Rule, ...]]

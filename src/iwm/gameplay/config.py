@@ -47,6 +47,33 @@ class RecordConfig:
 
 
 @settings
+class BranchPlan:
+    """One counterfactual set."""
+
+    name: str
+    """A plan of ``record.plans``; plans without an entry here have no set."""
+    states: Positive
+    """States to branch."""
+
+
+@settings
+class BranchConfig:
+    """Counterfactual sets: states of fresh episodes from which every action is tried."""
+
+    plans: tuple[BranchPlan, ...]
+    history: Annotated[int, Field(ge=1, le=64)] = 4
+    """Frames of context kept with a state, its own included."""
+    every: Positive = 6
+    """Steps played between two branched states of an episode."""
+    states_per_episode: Positive = 6
+    """An episode ends after so many; figures are averaged over episodes, so few is better."""
+    anomaly_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """An impossible outcome that changes a smaller share of the picture is not kept."""
+    seed: Annotated[int, Field(ge=0)] = 7
+    workers: Positive = 2
+
+
+@settings
 class SplitConfig:
     """Episode split by hash: an episode never changes sides as data grows."""
 

@@ -67,7 +67,65 @@ class Source(Protocol):
         ...
 
 
-def open_source(plan: RecordPlan) -> Source:
+Position = tuple[float, float, float]
+"""Where the player is: x, y, and the angle it faces in degrees; units are the game's own."""
+
+
+class Branching(Source, Protocol):
+    """A game that can go back: what counterfactual sets and planning oracles are made with.
+
+    A restored game plays on exactly as it would have from there: same frames, byte for byte,
+    same rewards, same randomness.
+    """
+
+    def save(self) -> Any:
+        """A handle of the present state; opaque, and good for this object only."""
+        ...
+
+    def restore(self, handle: Any) -> None:
+        """Return to a saved state, any number of times."""
+        ...
+
+    def frame(self) -> Frame:
+        """The frame last shown; after :meth:`restore`, that of the saved state."""
+        ...
+
+    def position(self) -> Position | None:
+        """Where the player is, if the game knows; for evaluation only, never recorded."""
+        ...
+
+    def remove_object(self) -> bool:
+        """Take the most prominent object in view out of the world; seen from the next step on.
+
+        Returns:
+            Whether there was one, and this game can do it.
+        """
+        ...
+
+    def teleport(self, rng: np.random.Generator) -> bool:
+        """Move the player far away in the same level; seen from the next step on.
+
+        Returns:
+            Whether there was a place to go to, and this game can do it.
+        """
+        ...
+
+
+def open_branching(plan: RecordPlan) -> Branching:
+    """Start the game that a plan names, able to branch.
+
+    Raises:
+        ConfigError: no such game, or it cannot be shown at that size.
+        DataError: the game's engine does not start.
+    """
+    if plan.source == "vizdoom":
+        from iwm.gameplay.sources.vizdoom import VizdoomSource
+
+        return VizdoomSource(plan, branching=True)
+    return open_source(plan)
+
+
+def open_source(plan: RecordPlan) -> Branching:
     """Start the game that a plan names.
 
     Raises:

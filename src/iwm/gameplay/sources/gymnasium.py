@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from iwm.errors import ConfigError
+from iwm.errors import ConfigError, DataError
 from iwm.gameplay.config import RecordPlan
-from iwm.gameplay.sources import Frame, Outcome
+from iwm.gameplay.sources import Frame, Outcome, Position
 
 _DEFAULT_FPS = 30.0
 _ALE_FPS = 60.0  # the console's; gymnasium's metadata names the speed of the window
@@ -25,12 +27,23 @@ _LICENCES = {
 _DISTRIBUTIONS = {"ale_py": "ale-py"}
 
 
+@dataclass(frozen=True)
+class _State:
+    env: Any
+    console: Any
+    """ALE's own state, its random numbers included; ``None`` elsewhere."""
+    frame: Frame
+
+
 class GymnasiumSource:
     """One environment, drawn as RGB and scaled to the plan's size.
 
     Action names are the environment's own, in lower case: ``get_action_meanings()`` for
     ALE, the ``Actions`` enumeration for MiniGrid, ``action_0 ...`` where there are none.
     ALE's sticky actions are off: the recorded action is the one that acted.
+
+    States are ALE's own (``cloneState``), elsewhere deep copies of the environment; removing
+    objects and teleporting work in MiniGrid.
 
     Raises:
         ConfigError: no such environment, or its actions are not discrete.
@@ -43,7 +56,8 @@ class GymnasiumSource:
         self._env = _make(plan)
         package = _package(self._env)
         # ALE skips frames itself, without drawing the ones between.
-        self._repeat = 1 if package == "ale_py" else plan.frame_skip
+        self._console = self._env.unwrapped.ale if package == "ale_py" else None
+        self._repeat = plan.frame_skip if self._console is None else 1
         rate = _ALE_FPS if package == "ale_py" else self._env.metadata.get("render_fps")
         self.fps = float(rate or _DEFAULT_FPS) / plan.frame_skip
         self.actions = _action_names(self._env, plan.game)
@@ -60,7 +74,8 @@ class GymnasiumSource:
     def reset(self, seed: int) -> Frame:
         """Begin an episode."""
         self._env.reset(seed=seed)
-        return self._frame()
+        self._shown = self._frame()
+        return self._shown
 
     def step(self, action: int) -> Outcome:
         """Repeat the action for the plan's tics, or until the episode ends."""
@@ -70,7 +85,8 @@ class GymnasiumSource:
             total += float(reward)
             if done or truncated:
                 break
-        return Outcome(self._frame(), total, bool(done), bool(truncated))
+        self._shown = self._frame()
+        return Outcome(self._shown, total, bool(done), bool(truncated))
 
     def _frame(self) -> Frame:
         from PIL import Image
@@ -84,6 +100,69 @@ class GymnasiumSource:
     def truth(self) -> None:
         """The environment's state is not recorded."""
         return
+
+    def save(self) -> _State:
+        """A handle of the present state.
+
+        Raises:
+            DataError: the environment cannot be copied.
+        """
+        if self._console is not None:
+            return _State(None, self._console.cloneState(include_rng=True), self._shown)
+        return _State(self._copy(self._env), None, self._shown)
+
+    def restore(self, handle: _State) -> None:
+        """Return to a saved state."""
+        if self._console is not None:
+            self._console.restoreState(handle.console)
+        else:
+            self._env = self._copy(handle.env)
+        # Not drawn anew: the console draws its screen only as it runs.
+        self._shown = handle.frame
+
+    def _copy(self, env: Any) -> Any:
+        try:
+            return copy.deepcopy(env)
+        except (TypeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{env}: its state cannot be saved: {reason}") from None
+
+    def frame(self) -> Frame:
+        """The frame last shown."""
+        return self._shown
+
+    def position(self) -> Position | None:
+        """MiniGrid: cell, and degrees clockwise from east; ``None`` elsewhere."""
+        world = self._env.unwrapped
+        if not hasattr(world, "agent_dir"):
+            return None
+        x, y = world.agent_pos
+        return float(x), float(y), 90.0 * int(world.agent_dir)
+
+    def remove_object(self) -> bool:
+        """MiniGrid: remove the first object, by rows, that is no wall."""
+        world = self._env.unwrapped
+        for x, y in _cells(world):
+            thing = world.grid.get(x, y)
+            if thing is not None and thing.type not in ("wall", "floor"):
+                world.grid.set(x, y, None)
+                return True
+        return False
+
+    def teleport(self, rng: np.random.Generator) -> bool:
+        """MiniGrid: to a random empty cell at least a third of the grid's side away."""
+        world = self._env.unwrapped
+        far = [
+            (x, y)
+            for x, y in _cells(world)
+            if world.grid.get(x, y) is None
+            and 3 * max(abs(x - world.agent_pos[0]), abs(y - world.agent_pos[1]))
+            >= min(world.width, world.height)
+        ]
+        if not far:
+            return False
+        world.agent_pos = far[int(rng.integers(len(far)))]
+        return True
 
     def close(self) -> None:
         """Close the environment."""
@@ -113,6 +192,13 @@ def _make(plan: RecordPlan) -> Any:
         env.close()
         raise ConfigError(f"record: {plan.game}: actions are {env.action_space}, not discrete")
     return env
+
+
+def _cells(world: Any) -> list[tuple[int, int]]:
+    """The cells of a MiniGrid, by rows; none for another environment."""
+    if not hasattr(world, "grid") or not hasattr(world, "agent_dir"):
+        return []
+    return [(x, y) for y in range(world.height) for x in range(world.width)]
 
 
 def _installed(distribution: str) -> bool:

@@ -11,7 +11,7 @@ All arithmetic is on integers (1/16 pixel): the same on every machine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from iwm.errors import ConfigError
 from iwm.gameplay.config import RecordPlan
-from iwm.gameplay.sources import Frame, Outcome
+from iwm.gameplay.sources import Frame, Outcome, Position
 
 WORLDS = ("sprites",)
 ACTIONS = ("noop", "up", "down", "left", "right")
@@ -56,6 +56,7 @@ TRUTH_SCHEMA = pa.schema(
 _UNIT = 16  # positions and velocities are integers of 1/16 pixel
 _TICS_PER_SECOND = 10
 _MIN_SIDE = 32
+_TELEPORT_TRIES = 64
 _DIRECTIONS = {"noop": (0, 0), "up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
 
 
@@ -69,6 +70,12 @@ class _Sprite:
     y: int
     vx: int
     vy: int
+
+
+@dataclass(frozen=True)
+class _State:
+    background: Frame
+    sprites: tuple[_Sprite, ...]
 
 
 def _mask(shape: str, size: int) -> npt.NDArray[np.bool_]:
@@ -221,6 +228,52 @@ class SpriteWorld:
                 for sprite in self._sprites
             ],
         }
+
+    def save(self) -> _State:
+        """A handle of the present state: a copy of everything that moves."""
+        return _State(self._background, tuple(replace(sprite) for sprite in self._sprites))
+
+    def restore(self, handle: _State) -> None:
+        """Return to a saved state."""
+        self._background = handle.background
+        self._sprites = [replace(sprite) for sprite in handle.sprites]
+        self._draw()
+
+    def frame(self) -> Frame:
+        """The world as it stands."""
+        return self._draw()
+
+    def position(self) -> Position:
+        """The player's centre in pixels; it faces nowhere, so the angle is 0."""
+        player = self._sprites[0]
+        half = player.size / 2
+        return player.x / _UNIT + half, player.y / _UNIT + half, 0.0
+
+    def remove_object(self) -> bool:
+        """Remove the sprite of which most is seen, other than the player."""
+        seen = {
+            sprite.number: int(np.count_nonzero(self._owner == sprite.number))
+            for sprite in self._sprites[1:]
+        }
+        if not any(seen.values()):
+            return False
+        gone = max(seen, key=lambda number: seen[number])
+        self._sprites = [sprite for sprite in self._sprites if sprite.number != gone]
+        return True
+
+    def teleport(self, rng: np.random.Generator) -> bool:
+        """Put the player on a free place at least a third of the shorter side away."""
+        player = self._sprites[0]
+        far = min(self._width, self._height) * _UNIT // 3
+        for _ in range(_TELEPORT_TRIES):
+            x = int(rng.integers((self._width - player.size) * _UNIT + 1))
+            y = int(rng.integers((self._height - player.size) * _UNIT + 1))
+            moved = replace(player, x=x, y=y)
+            free = not any(_touch(moved, other) for other in self._sprites[1:])
+            if free and max(abs(x - player.x), abs(y - player.y)) >= far:
+                self._sprites[0] = moved
+                return True
+        return False
 
     def close(self) -> None:
         """Nothing to free."""

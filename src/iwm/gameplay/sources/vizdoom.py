@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from iwm.errors import ConfigError, DataError
 from iwm.gameplay.config import RecordPlan
-from iwm.gameplay.sources import Frame, Outcome
+from iwm.gameplay.sources import Frame, Outcome, Position
 
 TICS_PER_SECOND = 35
 
@@ -32,6 +33,8 @@ _ACTIONS: dict[str, tuple[str, ...]] = {
 }
 # On the scenario's own skill a random player is dead in a second or two.
 _SKILL: dict[str, int] = {"deadly_corridor": 1}
+_PLAYER = "DoomPlayer"  # how labels name the player's own hands and weapon
+_FAR = 256.0  # map units; the player is 32 wide and walks about 60 in a step of 8 tics
 # These wait for other players or need a sound device.
 _UNPLAYABLE = {"cig", "cig_with_unknown", "multi_duel", "multi_deathmatch", "basic_audio"}
 
@@ -61,8 +64,37 @@ def _resolution(width: int, height: int) -> Any:
         ) from None
 
 
+@dataclass(frozen=True)
+class _State:
+    """What leads to a state: the engine is deterministic, so that is the state."""
+
+    seed: int
+    actions: tuple[int, ...]
+    frame: Frame | None
+    prominent: str | None
+
+
+def _prominent(labels: Any) -> str | None:
+    """The class of objects that covers most of the frame, the player's own hands left out."""
+    area: dict[str, int] = {}
+    for label in labels:
+        if label.object_name != _PLAYER:
+            size = label.width * label.height
+            area[label.object_name] = area.get(label.object_name, 0) + size
+    return max(sorted(area), key=lambda name: area[name], default=None)
+
+
 class VizdoomSource:
     """One ViZDoom scenario.
+
+    States are restored by playing the episode again from its seed, without drawing. The
+    engine's own ``save`` and ``load`` are not exact: saving plays two tics and loading one,
+    with whatever is held at that moment, and buttons held across a load do nothing.
+
+    Args:
+        plan: which scenario, at which size and frame skip.
+        branching: let the engine name the objects in view and take commands, which
+            :meth:`remove_object` and :meth:`teleport` need; the pictures are the same.
 
     The game shows nothing once an episode is over, so the outcome of a last action
     has no frame. The scenario's time limit is off: the plan's counts.
@@ -74,7 +106,7 @@ class VizdoomSource:
 
     truth_schema: pa.Schema | None = None
 
-    def __init__(self, plan: RecordPlan) -> None:
+    def __init__(self, plan: RecordPlan, *, branching: bool = False) -> None:
         import vizdoom
 
         if plan.game not in scenarios():
@@ -93,6 +125,9 @@ class VizdoomSource:
             game.set_doom_config_path(str(self._folder / "vizdoom.ini"))
             game.set_window_visible(False)
             game.set_sound_enabled(False)
+            if branching:
+                game.set_labels_buffer_enabled(True)
+                game.add_game_args("+sv_cheats 1")  # commands are refused on some skills
             game.set_screen_format(vizdoom.ScreenFormat.RGB24)
             game.set_screen_resolution(_resolution(plan.width, plan.height))
             game.set_mode(vizdoom.Mode.PLAYER)
@@ -111,6 +146,11 @@ class VizdoomSource:
         except BaseException:
             self.close()
             raise
+        self._branching = branching
+        self._prominent: str | None = None
+        self._shown: Frame | None = None
+        self._changed = False
+        self._places: list[tuple[float, float]] = []
         presses = len(self.actions) - 1
         self._held = [[0] * presses, *np.eye(presses, dtype=int).tolist()]
 
@@ -137,24 +177,95 @@ class VizdoomSource:
 
     def reset(self, seed: int) -> Frame:
         """Begin an episode."""
+        self._begin(seed)
+        self._shown = self._frame()
+        return self._shown
+
+    def _begin(self, seed: int) -> None:
         self._game.set_seed(seed)
         self._game.new_episode()
-        return self._frame()
+        self._seed, self._changed = seed, False
+        self._taken: list[int] = []
 
     def step(self, action: int) -> Outcome:
         """Hold one button for the plan's tics."""
         reward = self._game.make_action(self._held[action], self._skip)
+        self._taken.append(action)
         if self._game.is_episode_finished():
+            self._shown = None
             return Outcome(None, reward, done=True)
-        return Outcome(self._frame(), reward, done=False)
+        self._shown = self._frame()
+        return Outcome(self._shown, reward, done=False)
 
     def _frame(self) -> Frame:
+        state = self._game.get_state()
+        if self._branching:
+            self._prominent = _prominent(state.labels)
         # A copy: the engine draws the next frame into the same memory.
-        return np.array(self._game.get_state().screen_buffer, np.uint8)
+        return np.array(state.screen_buffer, np.uint8)
 
     def truth(self) -> None:
         """ViZDoom's state is not recorded."""
         return
+
+    def save(self) -> _State:
+        """A handle of the present state: the seed and every action since."""
+        if self._changed:
+            raise DataError("ViZDoom: a state with an object removed or moved cannot be saved")
+        x, y, _ = self.position()
+        self._places.append((x, y))
+        return _State(self._seed, tuple(self._taken), self._shown, self._prominent)
+
+    def restore(self, handle: _State) -> None:
+        """Play to a saved state, from here if it lies ahead, else from the episode's start."""
+        taken = tuple(self._taken)
+        if self._changed or (handle.seed, handle.actions[: len(taken)]) != (self._seed, taken):
+            self._begin(handle.seed)
+        for action in handle.actions[len(self._taken) :]:
+            self._game.set_action(self._held[action])
+            self._game.advance_action(self._skip, False)
+        self._taken = list(handle.actions)
+        self._shown, self._prominent = handle.frame, handle.prominent
+
+    def frame(self) -> Frame:
+        """The frame last shown.
+
+        Raises:
+            DataError: the episode is over; ViZDoom shows nothing then.
+        """
+        if self._shown is None:
+            raise DataError("ViZDoom: the episode is over, there is no frame")
+        return self._shown
+
+    def position(self) -> Position:
+        """Map units, and degrees counter-clockwise from east."""
+        import vizdoom
+
+        kinds = vizdoom.GameVariable
+        read = self._game.get_game_variable
+        return read(kinds.POSITION_X), read(kinds.POSITION_Y), read(kinds.ANGLE)
+
+    def remove_object(self) -> bool:
+        """Remove every object of the class that fills most of the frame; needs ``branching``."""
+        if self._prominent is None:
+            return False
+        self._changed = True
+        self._game.send_game_command(f"remove {self._prominent}")
+        return True
+
+    def teleport(self, rng: np.random.Generator) -> bool:
+        """Warp to a place where a state was saved, 256 map units or more away.
+
+        Needs ``branching``.
+        """
+        x, y, _ = self.position()
+        far = [(a, b) for a, b in self._places if np.hypot(a - x, b - y) >= _FAR]
+        if not far or not self._branching:
+            return False
+        a, b = far[int(rng.integers(len(far)))]
+        self._changed = True
+        self._game.send_game_command(f"warp {a} {b}")
+        return True
 
     def close(self) -> None:
         """End the engine and remove its working folder."""
