@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iwm.files import read_json
 from pipelines._stage import MODELS, REPORTS, SHARDS
 
-PHASES = ("core",)
+if TYPE_CHECKING:
+    from iwm.config import Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +30,26 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def collect() -> Summary:
-    """Read the reports of the checkout in the current folder."""
+def phases(params: Params) -> list[str]:
+    """Everything that the parameters name to be trained, measured or judged, in that order."""
+    controls = (f"control-{name}" for name in params.control)
+    return list(dict.fromkeys([*params.train, *params.evaluate, *controls, *params.gate]))
+
+
+def collect(params: Params) -> Summary:
+    """Read the reports of the checkout in the current folder.
+
+    Args:
+        params: name the phases to look for.
+    """
+    names = phases(params)
     return Summary(
         validation=_read(REPORTS / "validation.json"),
         shards=_read(SHARDS / "shards.json"),
-        training={phase: _read(MODELS / phase / "training.json") for phase in PHASES},
-        metrics={phase: _read(REPORTS / "metrics" / f"{phase}.json") for phase in PHASES},
-        gates={phase: _read(REPORTS / "gates" / f"{phase}.json") for phase in PHASES},
-        registry={phase: _read(Path(f"artifacts/registry/{phase}.json")) for phase in PHASES},
+        training={phase: _read(MODELS / phase / "training.json") for phase in names},
+        metrics={phase: _read(REPORTS / "metrics" / f"{phase}.json") for phase in names},
+        gates={phase: _read(REPORTS / "gates" / f"{phase}.json") for phase in names},
+        registry={phase: _read(Path(f"artifacts/registry/{phase}.json")) for phase in names},
         package=_read(Path("artifacts/package.json")),
     )
 
@@ -72,7 +84,9 @@ def print_summary(elapsed_s: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found = collect()
+    from iwm.config import load_params
+
+    found = collect(load_params())
     console = Console()
     facts = Table(title="iwm: what came out", title_justify="left", show_header=False)
     for name, value in _facts(found, elapsed_s):

@@ -89,7 +89,7 @@ def calibration_plot(curves: dict[str, dict[str, Any]], path: Path) -> None:
         expected, actual = curve["expected"], curve["actual"]
         low, high = min(expected + actual), max(expected + actual)
         axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle="--")
-        axes.plot(expected, actual, color=ACCENT, marker="o", markersize=4)
+        axes.plot(expected, actual, color=ACCENT, marker="o", markersize=4, linestyle="")
         _plain(axes, f"{title} (mean gap {curve['ece']:.3f})", "expected", "measured")
     _save(figure, path)
 

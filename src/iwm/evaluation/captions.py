@@ -1,0 +1,53 @@
+"""What a reader should see in each picture of an evaluation, by the picture's file name."""
+
+from __future__ import annotations
+
+# In the order in which a page shows them.
+CAPTIONS: dict[str, str] = {
+    "outcomes": (
+        "From one state every action was tried in the game itself. Each row: that state, the "
+        "outcome nearest to the prediction, and the action's true outcome. In the rows marked "
+        "right they are the same picture."
+    ),
+    "rollout": (
+        "Predictions fed with predictions. The model's line should lie below copying the last "
+        "real latent at every step, and below the lines with wrong actions and with none. Bands "
+        "are 95 % intervals over episodes."
+    ),
+    "rollouts": (
+        "Pairs of rows: what came, and the frames of the same episode that lie nearest to the "
+        "predictions, which saw the first picture alone and the actions. Turns should go the "
+        "same way, and rooms should be the same."
+    ),
+    "neighbours": (
+        "Each row: a held-out frame, the frame of its bank that lies nearest to the prediction, "
+        "and the truth. The last two should look alike."
+    ),
+    "ranks": (
+        "Where the true latent ranks among the bank. The model's line should crowd at the left, "
+        "rank 1; the others show what guessing, copying or a wrong action reach."
+    ),
+    "roc": (
+        "Ordinary transitions against staged anomalies, by surprise. Curves should hug the upper "
+        "left corner; the dashed line is guessing."
+    ),
+    "calibration": (
+        "What the model said of its predictions against what came true, on episodes that the "
+        "tables were not fitted on. Points should lie on the dashed line."
+    ),
+    "loss": (
+        "The course of training. The total falls; the effective rank stays well above 1 and no "
+        "dimension's deviation falls to 0: the latents have not collapsed."
+    ),
+}
+
+
+def caption(name: str) -> str:
+    """The caption of a picture; its own name where none is written."""
+    return CAPTIONS.get(name, name.replace("_", " "))
+
+
+def place(name: str) -> tuple[int, str]:
+    """Sorts pictures as a page shows them: those that are not named here last, by name."""
+    order = list(CAPTIONS)
+    return (order.index(name) if name in CAPTIONS else len(order)), name
