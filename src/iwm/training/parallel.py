@@ -38,10 +38,7 @@ def prepare(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
         fully_shard(model, mesh=mesh)
         return model
     devices = None if ranks.device.type == "cpu" else [ranks.device]
-    # Every rank computes the same buffers: nothing to send.
-    return nn.parallel.DistributedDataParallel(
-        model.to(ranks.device), device_ids=devices, broadcast_buffers=False
-    )
+    return nn.parallel.DistributedDataParallel(model.to(ranks.device), device_ids=devices)
 
 
 def whole(tensor: Tensor) -> Tensor:
