@@ -23,7 +23,7 @@ class ColourModel:
     """
 
     latent_dim, history, aug_dim = 3, 2, 4
-    vocabulary = NAMES
+    vocabulary: tuple[str, ...] = NAMES
 
     def __init__(self, knows: bool = True, noise: float = 0.0, device: str = "cpu") -> None:
         self.knows, self.noise = knows, noise

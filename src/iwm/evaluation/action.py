@@ -347,12 +347,13 @@ def _surprise_figures(
 
 
 def _auroc(cases: list[Case], surprise: Surprise, kind: str, boot: dict[str, int]) -> Figure:
-    def scores(of: str) -> tuple[Array, Array]:
-        seen: list[Transitions] = [getattr(case, of) for case in cases]
+    def scores(seen: list[Transitions]) -> tuple[Array, Array]:
         values = [surprise(kind, one) for one in seen]
         return np.concatenate(values), np.concatenate([one.episode for one in seen])
 
-    return auroc(*scores("normal"), *scores("odd"), **boot)
+    normal, normal_episode = scores([case.normal for case in cases])
+    odd, odd_episode = scores([case.odd for case in cases])
+    return auroc(normal, normal_episode, odd, odd_episode, **boot)
 
 
 def _roc(held_out: _Scored, surprise: Surprise, measure: str) -> dict[str, Any]:

@@ -120,10 +120,8 @@ def of_play(
     moved = np.array([differ(frames[i], frames[i + 1]) for i in at], dtype=bool)
     far, has_far = _elsewhere(play, at, generator)
     drawn = sample_jitter(len(at), augment, torch.Generator().manual_seed(seed))
-    coloured = [
-        (jitter(to_float(images), part) * 255).round().byte()
-        for images, part in zip(play.images[following].split(256), drawn.split(256), strict=True)
-    ]
+    parts = zip(torch.split(play.images[following], 256), torch.split(drawn, 256), strict=True)
+    coloured = [(jitter(to_float(images), by) * 255).round().byte() for images, by in parts]
     recoloured, _ = encode(model, torch.cat(coloured)) if len(at) else (play.z_cls[:0], None)
     return ordinary, [
         *case("frozen", states.z_cls, moved),

@@ -95,7 +95,7 @@ class Play:
     def windows(self, before: int, after: int) -> Array:
         """Frames with ``before`` frames behind and ``after`` ahead, every step's action known."""
         n = len(self)
-        at = np.arange(before, n - after)
+        at: Array = np.arange(before, n - after)
         if len(at) == 0 or (len(self.choices) == 0 and self.continuous is None):
             return at[:0]
         at = at[self.run[at - before] == self.run[at + after]]

@@ -180,7 +180,7 @@ class Square(ColourModel):
 
 
 def test_play_is_read_whole_and_renamed(tiny_store: ShardStore) -> None:
-    plays = read_play(tiny_store, "test", Square(), 100)  # type: ignore[arg-type]
+    plays = read_play(tiny_store, "test", Square(), 100)
     assert [play.name for play in plays] == ["one", "two"]
     play = plays[0]
     assert len(play) == 48  # two episodes of 24 make the share of fifty
@@ -191,10 +191,10 @@ def test_play_is_read_whole_and_renamed(tiny_store: ShardStore) -> None:
     names = [Square.vocabulary[i] for i in play.action[:23]]
     assert names == [("stay", "left", "right", "up", "down")[i] for i in own]
     assert play.action[23] == -1
-    few = read_play(tiny_store, "test", Square(), 10, ["two"])  # type: ignore[arg-type]
+    few = read_play(tiny_store, "test", Square(), 10, ["two"])
     assert len(few[0]) == 24  # never less than an episode
     with pytest.raises(ModelError, match=r"recording one has the action 'left'.*it knows stay"):
-        read_play(tiny_store, "test", ColourModel(), 100)  # type: ignore[arg-type]
+        read_play(tiny_store, "test", ColourModel(), 100)
 
 
 def test_the_world_of_these_tests() -> None:
