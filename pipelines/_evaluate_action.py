@@ -30,7 +30,7 @@ def measure(
     sets = load_branches(BRANCHES) if any(BRANCHES.glob("[!.]*")) else {}
     chosen = [found for name, found in sets.items() if only is None or name in only]
     outcome = evaluate(model, test, val, chosen, config)
-    draw(model, outcome, test, config.bank, folder)
+    draw(model, outcome, config.bank, folder)
     write_json(folder / "calibration.json", outcome.calibration)
     return outcome.metrics, list(_lines(outcome.metrics, model.latent_dim))
 

@@ -1,8 +1,9 @@
 """The evaluation of an action-conditioned world model: figures and calibration.
 
-Everything is measured on held-out episodes: ``test`` play, and episodes of counterfactual
-sets that were never trained on. Calibration is fitted on other ones: ``val`` play, and a
-share of each set's episodes.
+Everything is measured on episodes that nothing was trained on. What is only measured
+(rollouts, retrieval, collapse) is so on all of them, ``test`` and ``val`` play and the
+counterfactual sets. What is fitted (surprise, confidence, uncertainty) is fitted on ``val``
+play and a share of each set's episodes, and measured on ``test`` play and the others.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Outcome:
 
     metrics: dict[str, Any]
     calibration: dict[str, Any]
+    held: list[Play]
     rollouts: dict[str, Rollouts]
     temporal: Temporal
     branches: list[Branches]
@@ -89,17 +91,18 @@ def evaluate(
     sets: Sequence[BranchSet],
     config: EvaluateConfig,
 ) -> Outcome:
-    """Measure a model on ``test`` play and ``sets``; calibrate on ``val`` and other episodes.
+    """Measure a model on held-out play and ``sets``; see the module's text for what on what.
 
     Raises:
         ModelError: an action that the model does not know.
         DataError: no episode is long enough.
     """
+    held = [*test, *val]
     options, boot = config.action, {"resamples": config.bootstrap, "seed": config.seed}
     rolled = {
         name: rollouts(
             model,
-            test,
+            held,
             horizon=options.horizon,
             context=context,
             windows=options.windows,
@@ -112,7 +115,7 @@ def evaluate(
     }
     temporal = {
         given: temporal_retrieval(
-            model, test, given=given, bank=config.bank, windows=options.windows, seed=config.seed
+            model, held, given=given, bank=config.bank, windows=options.windows, seed=config.seed
         )
         for given in GIVEN
     }
@@ -141,18 +144,18 @@ def evaluate(
             roc = _roc(held_out, surprise, options.surprise)
     metrics |= measured
     metrics["collapse"] = collapse_figures(
-        torch.cat([play.z_cls for play in test]),
-        np.concatenate([play.episode for play in test]),
+        torch.cat([play.z_cls for play in held]),
+        np.concatenate([play.episode for play in held]),
         config.seed,
     )
     metrics["data"] = {
-        "frames": sum(len(play) for play in test),
-        "episodes": len(np.unique(np.concatenate([play.episode for play in test]))),
+        "frames": sum(len(play) for play in held),
+        "episodes": len(np.unique(np.concatenate([play.episode for play in held]))),
         "branched_states": sum(len(source) for source in sets),
     }
     # A client that holds one z_cls is the usual one: its tables stand at the top.
     calibration = {**tables.pop("single"), **tables}
-    return Outcome(metrics, calibration, rolled, temporal["single"], branches, curves, roc)
+    return Outcome(metrics, calibration, held, rolled, temporal["single"], branches, curves, roc)
 
 
 def _counterfactual(

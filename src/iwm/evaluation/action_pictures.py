@@ -19,13 +19,12 @@ Array = np.ndarray[Any, Any]
 _ROWS = 8
 
 
-def draw(model: ActionModel, outcome: Outcome, test: list[Play], bank: int, folder: Path) -> None:
+def draw(model: ActionModel, outcome: Outcome, bank: int, folder: Path) -> None:
     """Every picture of an evaluation into ``folder``.
 
     Args:
         model: names the actions, and predicts the branched states once more.
         outcome: of the evaluation.
-        test: the play it was measured on.
         bank: size of a temporal bank.
         folder: existing.
     """
@@ -35,13 +34,13 @@ def draw(model: ActionModel, outcome: Outcome, test: list[Play], bank: int, fold
     calibration_plot(outcome.curves, folder / "calibration.png")
     roc_plot(outcome.roc, folder / "roc.png")
     rank_histogram(outcome.temporal.reciprocal, bank, folder / "ranks.png")
-    _neighbours(model, outcome, test, folder / "neighbours.png")
-    _rollouts(outcome, test, folder / "rollouts.png")
+    _neighbours(model, outcome, folder / "neighbours.png")
+    _rollouts(outcome, folder / "rollouts.png")
     if outcome.branches:
         _outcomes(model, outcome.branches, folder / "outcomes.png")
 
 
-def _neighbours(model: ActionModel, outcome: Outcome, test: list[Play], path: Path) -> None:
+def _neighbours(model: ActionModel, outcome: Outcome, path: Path) -> None:
     """Present frame, the frame of the episode nearest to the prediction, the true next one."""
     found = outcome.temporal
     # Not only the frames that are easy: drawn at random, from every recording.
@@ -49,20 +48,20 @@ def _neighbours(model: ActionModel, outcome: Outcome, test: list[Play], path: Pa
     chosen = _spread(found.part[order], _ROWS)
     rows, labels = [], []
     for place in order[chosen]:
-        play, start = test[found.part[place]], int(found.start[place])
+        play, start = outcome.held[found.part[place]], int(found.start[place])
         rows.append([_frame(play, i) for i in (start, int(found.nearest[place]), start + 1)])
         labels.append(f"{play.name}\n{_name(model, play, start)}")
     strips(rows, ("present", "nearest to prediction", "true next"), path, labels)
 
 
-def _rollouts(outcome: Outcome, test: list[Play], path: Path) -> None:
+def _rollouts(outcome: Outcome, path: Path) -> None:
     """Pairs of rows: what came, and of the same episode what is nearest to each prediction."""
     found = outcome.rollouts["rollout"]
     horizon = found.latents.shape[1]
     rows, labels = [], []
     for which in range(0, len(found.shown), max(1, len(found.shown) // 4))[:4]:
         number, start = found.shown[which]
-        play = test[number]
+        play = outcome.held[number]
         there = np.flatnonzero(play.episode == play.episode[start])
         bank = play.z_cls[torch.from_numpy(there)]
         nearest = there[distances(found.latents[which], bank).argmin(1).numpy()]

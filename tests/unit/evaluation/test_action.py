@@ -147,7 +147,7 @@ def test_the_whole_evaluation_of_a_known_world(tmp_path: Path) -> None:
     }
     # The error head knows its noise: three dimensions of deviation one.
     assert outcome.calibration["error"]["measured"][0] == pytest.approx(1.6, abs=0.15)
-    draw(model, outcome, [test], 256, tmp_path)
+    draw(model, outcome, 256, tmp_path)
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > 200
