@@ -41,6 +41,8 @@ NAME = "action"
 # The habit head's outputs are scaled, so that it follows the policy within a few hundred steps.
 _HABIT_SCALE = 10.0
 _MAX_SHARPNESS = 100.0
+# One window in this many also contrasts actions by their patches, which cost a token each.
+_PATCH_CONTRAST = 4
 
 
 class Windows(Protocol):
@@ -267,7 +269,8 @@ class ActionIWM(nn.Module):
         cls, patches = (z.view(*batch.images.shape[:2], *z.shape[1:]) for z in (cls, patches))
         here, outcome = cls[:, :-1], cls[:, 1:]
         goal = outcome.detach()
-        features, predicted, past = self.dynamics(here, actions, self._others(actions, ids, part))
+        others = self._others(actions, ids, part)
+        features, predicted, past = self.dynamics(here, actions, others)
         # Predicted with history; with every action from the frame alone, the true one first; and
         # from the frame alone without an action: a trained answer to clients that send none.
         taken, alone, nothing = predicted[:, :, 0], predicted[:, :, 1:-1], predicted[:, :, -1]
@@ -325,6 +328,12 @@ class ActionIWM(nn.Module):
             at = int(torch.randint(here.shape[1], (1,), generator=generator))
             guess = self.dynamics.next_patches(features[:, at, 0], patches[:, at], actions[:, at])
             terms["patches"] = (c.patches, share * F.mse_loss(guess, patches[:, at + 1].detach()))
+            if c.action_contrast and self.vocabulary:
+                marked = part.spread(math.ceil(part.total / _PATCH_CONTRAST)).to(known.device)
+                rows = (marked & known[:, at]).nonzero().squeeze(1)
+                count = part.gather((marked & known[:, at]).float()).sum().clamp_min(1.0)
+                each = self._patch_contrast(at, rows, features, patches, others)
+                terms["patch_contrast"] = (c.action_contrast, part.world / count * each.sum())
 
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         logs = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
@@ -419,6 +428,20 @@ class ActionIWM(nn.Module):
             squared = (recovered[:, names:] - numbers[known]).square()
             loss = loss + squared.mean(-1).sum()
         return loss, right
+
+    def _patch_contrast(
+        self, at: int, rows: Tensor, features: Tensor, patches: Tensor, others: Tensor
+    ) -> Tensor:
+        """Of all actions, the one taken predicts the next patches best, from the frame alone."""
+        actions = others[rows, at, :-1]
+        count, choices = actions.shape[:2]
+        now = patches[rows, at].repeat_interleave(choices, dim=0)
+        guess = self.dynamics.next_patches(
+            features[rows, at, 1:-1].flatten(0, 1), now, actions.flatten(0, 1)
+        )
+        guess = guess.flatten(1).view(count, choices, -1)
+        after = patches[rows, at + 1].detach().flatten(1)
+        return action_contrast(guess, after, self._sharpness().detach())
 
     def _rollout_losses(
         self, taken: Tensor, actions: Tensor, goal: Tensor, past: Past, generator: torch.Generator

@@ -40,6 +40,9 @@ class EncoderConfig:
     """What becomes z_cls: the CLS token; its sum with the patches' mean, which makes global
     colour and light readable from the first step, as short runs need; or one linear map of all
     patch tokens side by side, which keeps where things are, as telling actions apart needs."""
+    readout_channels: Positive | None = None
+    """Under ``flat``: numbers kept of each patch token; ``None`` keeps all, which for many
+    tokens makes the map large."""
     weights: str | None = None
     """A local safetensors file of a timm ViT of this shape to start from."""
     activation_checkpointing: bool = False

@@ -76,7 +76,9 @@ class Encoder(nn.Module):
         self.width, self._pool = shape.width, shape.pool
         if shape.pool == "flat":
             rows, columns = config.grid
-            self.readout = nn.Linear(rows * columns * shape.width, shape.width)
+            kept = shape.readout_channels or shape.width
+            self.squeeze = nn.Linear(shape.width, kept) if shape.readout_channels else nn.Identity()
+            self.readout = nn.Linear(rows * columns * kept, shape.width)
         self._grid, self._patch = config.grid, shape.patch
         self._blank_pixels = shape.stem == "conv"
         self._checkpointing = shape.activation_checkpointing
@@ -113,7 +115,7 @@ class Encoder(nn.Module):
         if self._pool == "cls+mean":
             cls = cls + patches.mean(dim=1)
         elif self._pool == "flat":
-            cls = self.readout(self._in_place(patches, visible).flatten(1))
+            cls = self.readout(self._in_place(self.squeeze(patches), visible).flatten(1))
         return cls, patches
 
     def _in_place(self, patches: Tensor, visible: Tensor | None) -> Tensor:

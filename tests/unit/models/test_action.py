@@ -63,6 +63,7 @@ def windows(n: int = 6, length: int = 5, *, numbers: int = 0, seed: int = 0) -> 
         {"vocabulary": [], "action_dim": 2},
         {"augment": {"mirror": [["left", "right"]], "jitter_share": 0.5}},
         {"objective": {"variance": 1.0, "covariance": 0.1}, "history": 1},
+        {"encoder": {**TINY["encoder"], "readout_channels": 4}},
         {"objective": {"contrast": 0.0, "action_contrast": 0.0, "inverse": 0.0}},
     ],
 )
