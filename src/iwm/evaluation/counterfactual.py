@@ -210,7 +210,7 @@ def _predict(
         guess, present, outcome = found.z_patches, patches, outcome_patches
     else:
         guess, present, outcome = found.z_cls, cls, outcome_cls
-    guess = guess.view(count, choices + 1, -1)
+    guess = guess.reshape(count, choices + 1, -1)
     arms = {
         "model": guess[:, :choices],
         "copy_last": present.view(count, 1, -1).expand(-1, choices, -1),
