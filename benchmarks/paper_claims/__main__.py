@@ -177,8 +177,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = options.models / ("quick" if options.quick else "full")
-    with one_line_errors():
-        found = report(run(scale, folder, options.workers), scale)
+    try:
+        with one_line_errors():
+            found = report(run(scale, folder, options.workers), scale)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
     text = page(found)
     write_json(options.report, found)
     write_text(options.report.with_suffix(".md"), text)
