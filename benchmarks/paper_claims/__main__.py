@@ -67,7 +67,9 @@ def run(scale: Scale, models: Path, workers: int) -> Results:
                 for future in done:
                     future.result()
                 finished = len(jobs) - len(left)
-                progress.advance(_taken(jobs) - progress.done, f"{finished}/{len(jobs)} models")
+                # A model that is trained anew (other code, other settings) begins at 0 again.
+                taken = max(0, _taken(jobs) - progress.done)
+                progress.advance(taken, f"{finished}/{len(jobs)} models")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             while children := multiprocessing.active_children():
