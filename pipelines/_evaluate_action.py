@@ -22,14 +22,17 @@ def measure(
     """Figures, and lines for the terminal; calibration and pictures go into ``folder``."""
     config = params.evaluate[phase]
     model = load_fitting_model(phase, params, store).eval()
-    calibrate_on = "val" if config.split == "test" else "test"
     only = params.train[phase].recordings if phase in params.train else None
-    test = read_play(store, config.split, model, config.action.frames, only)
-    val = read_play(store, calibrate_on, model, config.action.frames, only)
+    # Training sees neither split, and chooses nothing by either: both are held out.
+    held = [
+        play
+        for split in ("val", "test")
+        for play in read_play(store, split, model, config.action.frames, only)
+    ]
     # Play that was imported has no simulator to branch: then there are no sets.
     sets = load_branches(BRANCHES) if any(BRANCHES.glob("[!.]*")) else {}
     chosen = [found for name, found in sets.items() if only is None or name in only]
-    outcome = evaluate(model, test, val, chosen, config)
+    outcome = evaluate(model, held, chosen, config)
     draw(model, outcome, config.bank, folder)
     write_json(folder / "calibration.json", outcome.calibration)
     return outcome.metrics, list(_lines(outcome.metrics, model.latent_dim))

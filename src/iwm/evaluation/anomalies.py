@@ -40,41 +40,36 @@ class Case:
     share: float
 
 
-def of_branches(
-    found: Branches, predicted: Predicted, rows: Array
-) -> tuple[Transitions, list[Case]]:
+def of_branches(found: Branches, predicted: Predicted) -> tuple[Transitions, list[Case]]:
     """The ordinary transitions of a set (what was really done and came), and its anomalies.
 
     Args:
         found: the set.
         predicted: for all its states, under every action.
-        rows: bool [N], the states to use.
     """
     states, everyone = found.states, np.arange(len(found.states))
     claimed = states.claimed
 
-    def seen(actual: torch.Tensor, rows: Array) -> Transitions:
-        whole = transitions(states.name, predicted, actual, claimed, states.episode)
-        return whole.where(rows)
+    def seen(actual: torch.Tensor) -> Transitions:
+        return transitions(states.name, predicted, actual, claimed, states.episode)
 
-    truth = found.outcome[torch.from_numpy(everyone), torch.from_numpy(claimed)]
-    ordinary = seen(truth, rows)
+    ordinary = seen(found.outcome[torch.from_numpy(everyone), torch.from_numpy(claimed.copy())])
     cases = []
     for kind, actual, has in (
         ("teleport", found.teleported, found.has_teleported),
         ("removal", found.removed, found.has_removed),
     ):
-        if (has & rows).any():
-            share = float((has & rows).sum() / rows.sum())
-            cases.append(Case(kind, seen(truth, has & rows), seen(actual, has & rows), share))
-    case = _wrong_action(found, predicted, rows)
+        if has.any():
+            share = float(has.mean())
+            cases.append(Case(kind, ordinary.where(has), seen(actual).where(has), share))
+    case = _wrong_action(found, predicted)
     return ordinary, cases if case is None else [*cases, case]
 
 
-def _wrong_action(found: Branches, predicted: Predicted, rows: Array) -> Case | None:
+def _wrong_action(found: Branches, predicted: Predicted) -> Case | None:
     """Every outcome under every claim, [N, claimed, came], where both exist and differ."""
     states, names = found.states, found.valid.shape[1]
-    exists = found.valid[:, :, None] & found.valid[:, None, :] & rows[:, None, None]
+    exists = found.valid[:, :, None] & found.valid[:, None, :]
     other = exists & ~np.eye(names, dtype=bool)
     visible = other & found.distinct
     if not visible.any():

@@ -23,8 +23,9 @@ class ActionEvaluateConfig:
     """Starts of rollouts and of temporal retrieval, at most."""
     surprise: Literal["distance", "relative", "action", "combined"] = "combined"
     """The measure whose figures the gate reads under ``surprise``; all are reported."""
-    fit_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of each branch set's episodes that calibration is fitted on; the others measure."""
+    folds: Annotated[int, Field(gt=1)] = 5
+    """Held-out episodes are dealt into so many folds; each is measured with what the others
+    calibrated."""
 
 
 @settings

@@ -14,6 +14,7 @@ from iwm.evaluation.action import evaluate
 from iwm.evaluation.action_pictures import draw
 from iwm.evaluation.anomalies import of_branches, of_play
 from iwm.evaluation.config import ActionEvaluateConfig, EvaluateConfig
+from iwm.evaluation.crossfit import Scored, calibrate, in_turns
 from iwm.evaluation.play import encode_branches, read_play, states_of
 from iwm.evaluation.predictions import predict_claimed, predict_every
 from iwm.evaluation.rollout import rollout_figures, rollouts
@@ -101,19 +102,18 @@ def test_states_hold_what_was_done_and_what_could_have_been() -> None:
 def test_anomalies_of_a_known_world() -> None:
     model = ColourModel()
     found = encode_branches(model, make_branches(0), 0)
-    rows = np.arange(24) < 12
-    ordinary, cases = of_branches(found, predict_every(model, found.states, "single"), rows)
-    assert len(ordinary.claimed) == 12
+    ordinary, cases = of_branches(found, predict_every(model, found.states, "single"))
+    assert len(ordinary.claimed) == 24
     assert ordinary.distance.max() < 1e-3
     by_kind = {case.kind: case for case in cases}
     assert set(by_kind) == {"teleport", "removal", "wrong_action"}
     assert by_kind["removal"].odd.distance == pytest.approx(25 * 3**0.5, abs=1e-2)
-    assert len(by_kind["removal"].odd.claimed) == 6
+    assert len(by_kind["removal"].odd.claimed) == 12
     assert by_kind["teleport"].odd.distance == pytest.approx(45 * 3**0.5, abs=1e-2)
     wrong = by_kind["wrong_action"]
     # One state has one valid outcome: it has no pair.
-    assert len(wrong.odd.claimed) == 11 * 12
-    assert len(wrong.normal.claimed) == 11 * 4 + 1
+    assert len(wrong.odd.claimed) == 23 * 12
+    assert len(wrong.normal.claimed) == 23 * 4 + 1
     assert wrong.odd.distance.min() > 19.9
     assert wrong.share == 1
 
@@ -126,7 +126,7 @@ def test_anomalies_of_a_known_world() -> None:
 def test_the_whole_evaluation_of_a_known_world(tmp_path: Path) -> None:
     model = ColourModel(noise=1.0)
     test, val = make_play(model, 1, steps=20), make_play(model, 2, steps=20)
-    outcome = evaluate(model, [test], [val], [make_branches(0)], CONFIG)
+    outcome = evaluate(model, [test, val], [make_branches(0)], CONFIG)
     found = outcome.metrics["surprise"]["single"]
     for name in ("teleport", "removal", "wrong_action", "frozen", "jump"):
         assert found["auroc"][name]["low"] > 0.95, name
@@ -165,12 +165,33 @@ def test_the_whole_evaluation_of_a_known_world(tmp_path: Path) -> None:
 def test_without_branch_sets_confidence_comes_from_the_next_frame() -> None:
     model = ColourModel(noise=2.0)
     test, val = make_play(model, 1), make_play(model, 2)
-    outcome = evaluate(model, [test], [val], [], CONFIG)
+    outcome = evaluate(model, [test, val], [], CONFIG)
     assert outcome.metrics["counterfactual"] == {}
     found = outcome.metrics["calibration"]["single"]
     assert found["confidence"]["mean"] == pytest.approx(
         outcome.metrics["temporal"]["single"]["model"]["mean"], abs=0.1
     )
+
+
+def test_no_episode_is_measured_with_what_it_helped_to_fit() -> None:
+    model = ColourModel(noise=1.0)
+    found = encode_branches(model, make_branches(0), 0)
+    ordinary, cases = of_branches(found, predict_every(model, found.states, "single"))
+    columns = ordinary.own_expectation, 1 / (1 + ordinary.distance), ordinary.episode
+    scored = Scored([ordinary], cases, [columns])
+    turns = in_turns(scored, 3, 0)
+    parts = [set(turn.rest.ordinary[0].episode) for turn in turns]
+    assert len(parts) == 3
+    assert set.union(*parts) == set(ordinary.episode)
+    assert sum(map(len, parts)) == 8
+    one = turns[0]
+    for case in one.rest.cases:
+        assert set(case.odd.episode) | set(case.normal.episode) <= parts[0]
+    assert set(one.rest.columns()[2]) == parts[0]
+    others = scored.among(np.concatenate([list(part) for part in parts[1:]]))
+    assert one.tables == calibrate(others, Scored()).tables
+    with pytest.raises(DataError, match="two held-out episodes"):
+        in_turns(scored.among(ordinary.episode[:1]), 3, 0)
 
 
 class Square(ColourModel):
