@@ -18,12 +18,16 @@ from iwm.config import (
     write_params,
 )
 from iwm.errors import ConfigError
+from pipelines.strong import RUNS
 
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "profiles.yaml"
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "dual-gpu", "cluster"])
+NAMES = ["smoke", "cpu", "gpu", "dual-gpu", "cluster", *(run.profile for run in RUNS.values())]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_profile_resolves_and_has_a_gate_for_everything_it_trains(name: str) -> None:
     values = resolve_profile(name, profiles=PROFILES, environ={})
     assert values["profile"] == name
@@ -32,6 +36,21 @@ def test_every_profile_resolves_and_has_a_gate_for_everything_it_trains(name: st
         rules = values["gate"][phase]
         assert rules, f"{phase} has no gate"
         assert any("baseline" in rule for rule in rules), f"{phase} compares with no baseline"
+
+
+def test_a_profile_extends_one_other(tmp_path: Path) -> None:
+    document = read_yaml(PROFILES)
+    document["profiles"]["gpu"] = {"extends": "smoke", "shard": {"width": 32}}
+    path = tmp_path / "profiles.yaml"
+    path.write_text(yaml.safe_dump(document))
+    values = resolve_profile("gpu", profiles=path, environ={})
+    smoke = resolve_profile("smoke", profiles=path, environ={})
+    assert values == {**smoke, "profile": "gpu", "shard": {**smoke["shard"], "width": 32}}
+    for base in ("gpu", "nothing"):
+        document["profiles"]["cluster"] = {"extends": base}
+        path.write_text(yaml.safe_dump(document))
+        with pytest.raises(ConfigError, match=f"'cluster' extends '{base}'"):
+            resolve_profile("cluster", profiles=path, environ={})
 
 
 def test_the_committed_params_are_the_cpu_profile() -> None:
