@@ -69,6 +69,18 @@ class RolloutResult:
     timestamp: float
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Earlier frames, oldest first, and what was done after each.
+
+    ``z_cls [h][D]``; ``actions``: h names, ``None`` where not known; or ``aug_seq [h][..]``.
+    """
+
+    z_cls: Rows
+    actions: Sequence[str | None] | None = None
+    aug_seq: Rows | None = None
+
+
 class _Busy(Exception):
     """A 503; ``after`` is the server's ``Retry-After`` in seconds, if it gave one."""
 
@@ -210,6 +222,9 @@ class _Client:
 
     @staticmethod
     def _json(**fields: Any) -> dict[str, Any]:
+        past = fields.get("history")
+        if past is not None:
+            fields["history"] = {name: _plain(value) for name, value in vars(past).items()}
         body = orjson.dumps(
             {name: _plain(value) for name, value in fields.items()},
             option=orjson.OPT_SERIALIZE_NUMPY,
@@ -273,17 +288,36 @@ class IWMClient(_Client):
         return _encoded(await self._post("/encode", request))
 
     async def predict_next(
-        self, z_cls: Numbers, aug_params: Numbers, z_patches: Rows | None = None
+        self,
+        z_cls: Numbers,
+        aug_params: Numbers | None = None,
+        z_patches: Rows | None = None,
+        *,
+        action: str | None = None,
+        history: Earlier | None = None,
     ) -> PredictResult:
-        """The latent after an action of up to ``aug_dim`` numbers."""
-        request = self._json(z_cls=z_cls, aug_params=aug_params, z_patches=z_patches)
+        """The latent after an action, by numbers or by name. ``action`` is one of the
+        model's vocabulary (``GET /model``) or a common name of it; ``history`` holds at most as
+        many frames as the model attends to.
+        """
+        request = self._json(
+            z_cls=z_cls, aug_params=aug_params, z_patches=z_patches, action=action, history=history
+        )
         return _predicted(await self._post("/predict", request))
 
     async def rollout(
-        self, z_cls: Numbers, aug_seq: Rows, z_patches: Rows | None = None
+        self,
+        z_cls: Numbers,
+        aug_seq: Rows | None = None,
+        z_patches: Rows | None = None,
+        *,
+        actions: Sequence[str] | None = None,
+        history: Earlier | None = None,
     ) -> RolloutResult:
-        """The latents after each of k actions."""
-        request = self._json(z_cls=z_cls, aug_seq=aug_seq, z_patches=z_patches)
+        """The latents after each of k actions, by numbers or by name."""
+        request = self._json(
+            z_cls=z_cls, aug_seq=aug_seq, z_patches=z_patches, actions=actions, history=history
+        )
         return _rolled_out(await self._post("/rollout", request))
 
     async def close(self) -> None:
@@ -339,17 +373,33 @@ class SyncIWMClient(_Client):
         return _encoded(self._post("/encode", request))
 
     def predict_next(
-        self, z_cls: Numbers, aug_params: Numbers, z_patches: Rows | None = None
+        self,
+        z_cls: Numbers,
+        aug_params: Numbers | None = None,
+        z_patches: Rows | None = None,
+        *,
+        action: str | None = None,
+        history: Earlier | None = None,
     ) -> PredictResult:
-        """The latent after an action of up to ``aug_dim`` numbers."""
-        request = self._json(z_cls=z_cls, aug_params=aug_params, z_patches=z_patches)
+        """The latent after an action, by numbers or by name."""
+        request = self._json(
+            z_cls=z_cls, aug_params=aug_params, z_patches=z_patches, action=action, history=history
+        )
         return _predicted(self._post("/predict", request))
 
     def rollout(
-        self, z_cls: Numbers, aug_seq: Rows, z_patches: Rows | None = None
+        self,
+        z_cls: Numbers,
+        aug_seq: Rows | None = None,
+        z_patches: Rows | None = None,
+        *,
+        actions: Sequence[str] | None = None,
+        history: Earlier | None = None,
     ) -> RolloutResult:
-        """The latents after each of k actions."""
-        request = self._json(z_cls=z_cls, aug_seq=aug_seq, z_patches=z_patches)
+        """The latents after each of k actions, by numbers or by name."""
+        request = self._json(
+            z_cls=z_cls, aug_seq=aug_seq, z_patches=z_patches, actions=actions, history=history
+        )
         return _rolled_out(self._post("/rollout", request))
 
     def close(self) -> None:

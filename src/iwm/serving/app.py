@@ -21,6 +21,7 @@ from iwm.errors import ConfigError, DataError, IwmError
 from iwm.serving import answers, wire
 from iwm.serving.batching import Batcher
 from iwm.serving.config import ServiceConfig
+from iwm.serving.jobs import predict_job, rollout_job
 from iwm.serving.limits import Admission, ClientGone, image_file, read_body, until_gone
 from iwm.serving.wire import RequestError
 
@@ -89,15 +90,23 @@ class Runtime:
 
     def _compute(self, key: Hashable, items: Sequence[Any]) -> Sequence[Any]:
         """One batch, in the model's thread. Items of a key have equal shapes."""
+        from iwm.serving.engine import Earlier
+
         engine = self.ready()
         if key == "encode":
             latents = engine.encode(np.stack(items))
             return list(zip(latents.z_cls, latents.z_patches, strict=True))
-        z_cls, actions, patches = zip(*items, strict=True)
+        first = items[0]
         out = engine.rollout(
-            np.stack(z_cls),
-            np.stack(actions),
-            None if patches[0] is None else np.stack(patches),
+            np.stack([job.z_cls for job in items]),
+            np.stack([job.actions for job in items]),
+            None if first.z_patches is None else np.stack([job.z_patches for job in items]),
+            Earlier(
+                np.stack([job.past_cls for job in items]),
+                np.stack([job.past_actions for job in items]),
+            )
+            if len(first.past_cls)
+            else None,
         )
         return [
             (
@@ -157,41 +166,11 @@ async def encode(runtime: Runtime, request: Request, body: bytes) -> Response:
     )
 
 
-def _checked(
-    runtime: Runtime, z_cls: Any, z_patches: Any | None, actions: Any, field: str
-) -> tuple[Any, Any, Any | None]:
-    """One job of the batcher: shapes held against the model's.
-
-    Raises:
-        RequestError: 422 naming the field.
-    """
-    engine = runtime.ready()
-    if z_cls.shape != (engine.latent_dim,):
-        raise RequestError(
-            422, f"z_cls: expected {engine.latent_dim} numbers, given {z_cls.shape[0]}"
-        )
-    expected = (engine.patches, engine.latent_dim)
-    if z_patches is not None and z_patches.shape != expected:
-        given = " x ".join(map(str, z_patches.shape))
-        raise RequestError(
-            422, f"z_patches: expected {expected[0]} x {expected[1]} numbers, given {given}"
-        )
-    limits, steps = runtime.config.limits, len(actions)
-    most = limits.max_steps
-    if z_patches is not None:
-        most = max(1, min(most, limits.max_patch_numbers // z_patches.size))
-    if steps > most:
-        raise RequestError(422, f"{field}: expected at most {most} actions, given {steps}")
-    return z_cls, wire.padded_actions(actions, engine.aug_dim, field), z_patches
-
-
 async def predict(runtime: Runtime, _: Request, body: bytes) -> Response:
     """``POST /predict``."""
     message = wire.parse_request(wire.PredictRequest, body)
-    job = _checked(
-        runtime, message.z_cls, message.z_patches, message.aug_params[None], "aug_params"
-    )
-    result = await runtime.batcher.submit((1, job[2] is None), job)
+    job = predict_job(runtime.ready(), runtime.config.limits, message)
+    result = await runtime.batcher.submit(job.key, job)
     runtime.counts["predict"] += 1
     return answers.predicted(*result)
 
@@ -199,8 +178,8 @@ async def predict(runtime: Runtime, _: Request, body: bytes) -> Response:
 async def rollout(runtime: Runtime, _: Request, body: bytes) -> Response:
     """``POST /rollout``."""
     message = wire.parse_request(wire.RolloutRequest, body)
-    job = _checked(runtime, message.z_cls, message.z_patches, message.aug_seq, "aug_seq")
-    result = await runtime.batcher.submit((len(job[1]), job[2] is None), job)
+    job = rollout_job(runtime.ready(), runtime.config.limits, message)
+    result = await runtime.batcher.submit(job.key, job)
     runtime.counts["rollout"] += 1
     return answers.rolled_out(*result)
 

@@ -1,5 +1,8 @@
 """The engine: weights in, ``encode``, ``predict`` and ``rollout`` out. Knows nothing of HTTP.
 
+An action vector is ``[augmentation | one-hot of a named action | continuous action]``; models
+that know augmentations only have the first part alone.
+
 Calls take and give numpy arrays with a leading batch axis, keep no state between them
 and may come from any thread. Every prediction that starts from ``z_cls`` alone runs on
 the CLS and action tokens only: no patch tokens are made up.
@@ -7,6 +10,7 @@ the CLS and action tokens only: no patch tokens are made up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from iwm.errors import ConfigError, ModelError
+from iwm.data.augment import AUG_DIM
+from iwm.errors import ConfigError, DataError, ModelError
 from iwm.files import read_json
+from iwm.models.iwm import Prediction
+from iwm.serving.actions import position
 from iwm.serving.calibration import CALIBRATION_FILE, Calibration
 from iwm.serving.preprocess import Preprocess
 
@@ -49,6 +57,14 @@ class Predictions:
     uncertainty: Floats | None
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Earlier frames, oldest first: ``z_cls [B, h, D]``, ``actions [B, h, A]`` after each."""
+
+    z_cls: Floats
+    actions: Floats
+
+
 def choose_device(name: str) -> torch.device:
     """The device that ``name`` means; ``auto`` takes the first accelerator, else the CPU.
 
@@ -73,7 +89,7 @@ class Engine:
     """One model, ready to answer.
 
     Args:
-        model: an IWM as ``iwm.models`` makes it.
+        model: an IWM or ActionIWM as ``iwm.models`` makes it.
         device: where it runs; see :func:`choose_device`.
         calibration: what makes figures of its error head; ``None`` answers none.
         card: facts about the model for ``GET /model``.
@@ -92,6 +108,14 @@ class Engine:
         self.card = card or {}
         self.preprocess = Preprocess.of_model(model)
         self.aug_dim: int = model.aug_dim
+        """A, the length of an action vector."""
+        self.vocabulary: tuple[str, ...] = tuple(getattr(model, "vocabulary", ()))
+        """Actions that have names."""
+        self.history: int = getattr(model, "history", 1) - 1
+        """Earlier frames that a prediction can attend to."""
+        self._acts = hasattr(model, "action_vectors")
+        self.augmentation_dim: int = AUG_DIM if self._acts else self.aug_dim
+        """Numbers of an action vector that describe an augmentation."""
         self._warm_up()
 
     @classmethod
@@ -120,8 +144,27 @@ class Engine:
         """Run every path once: first calls allocate, choose kernels, and learn the widths."""
         latents = self.encode(np.zeros((1, *self.preprocess.size, 3), np.uint8))
         self.patches, self.latent_dim = latents.z_patches.shape[1:]
-        self.rollout(latents.z_cls, np.zeros((1, 2, self.aug_dim), np.float32))
-        self.predict(latents.z_cls, np.zeros((1, self.aug_dim), np.float32), latents.z_patches)
+        actions = np.zeros((1, 2, self.aug_dim), np.float32)
+        self.rollout(latents.z_cls, actions)
+        self.rollout(latents.z_cls, actions, latents.z_patches)
+        if self.history:
+            past = Earlier(latents.z_cls[:, None], actions[:, :1])
+            self.rollout(latents.z_cls, actions, history=past)
+
+    def action_vector(self, names: Sequence[str | None]) -> Floats:
+        """Vectors ``[K, A]`` of named actions; ``None`` is an action that is not known.
+
+        Raises:
+            DataError: a name that the vocabulary lacks, also under another common name.
+        """
+        vectors = np.zeros((len(names), self.aug_dim), np.float32)
+        for row, name in enumerate(names):
+            if name is None:
+                continue
+            if not self.vocabulary:
+                raise DataError("this model knows no actions by name; send numbers instead")
+            vectors[row, self.augmentation_dim + position(name, self.vocabulary)] = 1.0
+        return vectors
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -134,10 +177,14 @@ class Engine:
         return Latents(z_cls.float().cpu().numpy(), z_patches.float().cpu().numpy())
 
     def predict(
-        self, z_cls: Floats, actions: Floats, z_patches: Floats | None = None
+        self,
+        z_cls: Floats,
+        actions: Floats,
+        z_patches: Floats | None = None,
+        history: Earlier | None = None,
     ) -> Predictions:
         """One step: ``z_cls [B, D]``, ``actions [B, A]``, ``z_patches [B, N, D]`` or ``None``."""
-        steps = self.rollout(z_cls, actions[:, None], z_patches)
+        steps = self.rollout(z_cls, actions[:, None], z_patches, history)
         return Predictions(
             steps.z_cls[:, 0],
             None if steps.z_patches is None else steps.z_patches[:, 0],
@@ -147,25 +194,64 @@ class Engine:
 
     @torch.inference_mode()
     def rollout(
-        self, z_cls: Floats, actions: Floats, z_patches: Floats | None = None
+        self,
+        z_cls: Floats,
+        actions: Floats,
+        z_patches: Floats | None = None,
+        history: Earlier | None = None,
     ) -> Predictions:
-        """``actions [B, K, A]``: K predictions, each from the one before."""
+        """``actions [B, K, A]``: K predictions, each from the one before.
+
+        Args:
+            z_cls: ``[B, D]``.
+            actions: as :meth:`action_vector` makes them, or augmentations.
+            z_patches: ``[B, N, D]``, to predict the patches too.
+            history: at most :attr:`history` earlier frames.
+        """
         cls, steps = self._tensor(z_cls), self._tensor(actions)
-        patches = None if z_patches is None else self._tensor(z_patches)
-        all_cls, all_patches, log_errors = [], [], []
-        for step in range(steps.shape[1]):
-            prediction = self.model.predict(cls, steps[:, step], patches)
-            cls, patches = prediction.z_cls, prediction.z_patches
-            all_cls.append(cls)
-            log_errors.append(prediction.log_error)
-            if patches is not None:
-                all_patches.append(patches)
-        figures = self._figures(torch.stack(log_errors, 1), z_patches is not None)
+        if not self._acts:
+            out, patches = self._step_by_step(cls, steps, z_patches)
+        else:
+            out, patches = self._with_history(cls, steps, z_patches, history)
         return Predictions(
-            torch.stack(all_cls, 1).float().cpu().numpy(),
-            torch.stack(all_patches, 1).float().cpu().numpy() if all_patches else None,
-            *figures,
+            out.z_cls.float().cpu().numpy(),
+            None if patches is None else patches.float().cpu().numpy(),
+            *self._figures(out.log_error, z_patches is not None),
         )
+
+    def _step_by_step(
+        self, cls: Tensor, steps: Tensor, z_patches: Floats | None
+    ) -> tuple[Prediction, Tensor | None]:
+        """A model that takes one latent and one action."""
+        patches = None if z_patches is None else self._tensor(z_patches)
+        made = []
+        for step in range(steps.shape[1]):
+            made.append(self.model.predict(cls, steps[:, step], patches))
+            cls, patches = made[-1].z_cls, made[-1].z_patches
+        return _stacked(made)
+
+    def _with_history(
+        self, cls: Tensor, steps: Tensor, z_patches: Floats | None, history: Earlier | None
+    ) -> tuple[Prediction, Tensor | None]:
+        """A model that attends to earlier frames; one new token a step where CLS is all."""
+        from iwm.models.action import History
+
+        past = None
+        if history is not None:
+            past = History(self._tensor(history.z_cls), self._tensor(history.actions))
+        if z_patches is None:
+            return self.model.rollout(cls, steps, past), None
+        patches, made = self._tensor(z_patches), []
+        for step in range(steps.shape[1]):
+            action = steps[:, step]
+            made.append(self.model.predict(cls, action, patches, past))
+            seen = (cls[:, None], action[:, None])
+            if past is not None:
+                seen = (torch.cat([past.z_cls, seen[0]], 1), torch.cat([past.action, seen[1]], 1))
+            begin = max(0, seen[0].shape[1] - self.history)
+            past = History(seen[0][:, begin:], seen[1][:, begin:])
+            cls, patches = made[-1].z_cls, made[-1].z_patches
+        return _stacked(made)
 
     def _figures(
         self, log_error: torch.Tensor, with_patches: bool
@@ -174,3 +260,11 @@ class Engine:
             return None, None
         figures = self.calibration.with_patches if with_patches else self.calibration.cls_only
         return figures(log_error.float().cpu().numpy())
+
+
+def _stacked(made: Sequence[Prediction]) -> tuple[Prediction, Tensor | None]:
+    """Steps as one prediction with an axis of steps, and its patches."""
+    patches = [step.z_patches for step in made if step.z_patches is not None]
+    together = torch.stack(patches, 1) if patches else None
+    cls = torch.stack([step.z_cls for step in made], 1)
+    return Prediction(cls, None, torch.stack([step.log_error for step in made], 1)), together

@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     PlainValidator,
     StrictBool,
+    StrictStr,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -96,20 +97,57 @@ class EncodeRequest(_Request):
         return self
 
 
+Names = Annotated[list[StrictStr], Field(min_length=1)]
+
+
+class HistoryRequest(_Request):
+    """Earlier frames, oldest first, and the action taken after each; the last of them led to
+    the frame of ``z_cls``. An action that is not known is ``null``.
+    """
+
+    z_cls: Matrix
+    actions: Annotated[list[StrictStr | None], Field(min_length=1)] | None = None
+    aug_seq: Matrix | None = None
+
+    @model_validator(mode="after")
+    def _some_action(self) -> HistoryRequest:
+        _needs_one(actions=self.actions, aug_seq=self.aug_seq)
+        return self
+
+
 class PredictRequest(_Request):
-    """A latent and an action; ``z_patches`` are used where they are given."""
+    """A latent and an action, by name or by numbers; ``z_patches`` are used where given."""
 
     z_cls: Vector
     z_patches: Matrix | None = None
-    aug_params: Vector
+    aug_params: Vector | None = None
+    action: StrictStr | None = None
+    history: HistoryRequest | None = None
+
+    @model_validator(mode="after")
+    def _some_action(self) -> PredictRequest:
+        _needs_one(aug_params=self.aug_params, action=self.action)
+        return self
 
 
 class RolloutRequest(_Request):
-    """A latent and k actions."""
+    """A latent and k actions, by name or by numbers."""
 
     z_cls: Vector
     z_patches: Matrix | None = None
-    aug_seq: Matrix
+    aug_seq: Matrix | None = None
+    actions: Names | None = None
+    history: HistoryRequest | None = None
+
+    @model_validator(mode="after")
+    def _some_action(self) -> RolloutRequest:
+        _needs_one(aug_seq=self.aug_seq, actions=self.actions)
+        return self
+
+
+def _needs_one(**fields: Any) -> None:
+    if all(value is None for value in fields.values()):
+        raise ValueError(f"{' or '.join(fields)}: expected one of the two")
 
 
 class EncodeResponse(BaseModel):
@@ -206,24 +244,6 @@ def decode_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(422, f"image_b64: expected base64: {error}") from None
-
-
-def padded_actions(values: Floats, aug_dim: int, field: str) -> Floats:
-    """Actions ``[..., n]`` with zeros appended up to ``aug_dim``.
-
-    Raises:
-        RequestError: 422, longer than the model's actions are.
-    """
-    given = values.shape[-1]
-    if given > aug_dim:
-        raise RequestError(
-            422, f"{field}: expected at most {aug_dim} numbers an action, given {given}"
-        )
-    if given == aug_dim:
-        return values
-    padded = np.zeros((*values.shape[:-1], aug_dim), np.float32)
-    padded[..., :given] = values
-    return padded
 
 
 def dumps(value: Any) -> bytes:

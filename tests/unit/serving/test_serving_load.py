@@ -33,10 +33,10 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def rollout(self, z_cls: Any, actions: Any, z_patches: Any = None) -> Any:
+    def rollout(self, z_cls: Any, *rest: Any) -> Any:
         self.batches.append(len(z_cls))
         assert self.go.wait(20)
-        return self.engine.rollout(z_cls, actions, z_patches)
+        return self.engine.rollout(z_cls, *rest)
 
 
 def test_past_the_queue_limit_is_503_and_the_rest_is_batched(engine: Engine) -> None:
