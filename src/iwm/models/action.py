@@ -41,8 +41,6 @@ NAME = "action"
 # The habit head's outputs are scaled, so that it follows the policy within a few hundred steps.
 _HABIT_SCALE = 10.0
 _MAX_SHARPNESS = 100.0
-# One window in this many also contrasts actions by their patches, which cost a token each.
-_PATCH_CONTRAST = 4
 
 
 class Windows(Protocol):
@@ -92,10 +90,10 @@ class ActionIWM(nn.Module):
                 nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, names + numbers)
             )
         if objective.action_contrast and names:
-            # The policy's habit, p(action | frame): see `action_contrast`.
+            # The policy's habit, p(action | frame, action before): see `action_contrast`.
             last = nn.Linear(width, names)
             nn.init.zeros_(last.weight)
-            self.habit = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
+            self.habit = nn.Sequential(nn.Linear(width + self.aug_dim, width), nn.GELU(), last)
         if objective.contrast or objective.action_contrast:
             self.log_sharpness = nn.Parameter(torch.tensor(-math.log(objective.temperature)))
         self.progress: Tensor
@@ -269,19 +267,22 @@ class ActionIWM(nn.Module):
         cls, patches = (z.view(*batch.images.shape[:2], *z.shape[1:]) for z in (cls, patches))
         here, outcome = cls[:, :-1], cls[:, 1:]
         goal = outcome.detach()
+        # At about half of the steps all other predictions are made from the frame alone, as for
+        # clients that keep no history.
+        remember = (torch.rand(ids.shape[1], generator=generator) < 0.5).to(ids.device)
         others = self._others(actions, ids, part)
-        features, predicted, past = self.dynamics(here, actions, others)
-        # Predicted with history; with every action from the frame alone, the true one first; and
-        # from the frame alone without an action: a trained answer to clients that send none.
-        taken, alone, nothing = predicted[:, :, 0], predicted[:, :, 1:-1], predicted[:, :, -1]
+        features, predicted, past = self.dynamics(here, actions, others, remember)
+        # Predicted with history; with every action, the true one first; and without an action: a
+        # trained answer to clients that send none.
+        taken, tried, nothing = predicted[:, :, 0], predicted[:, :, 1:-1], predicted[:, :, -1]
         share = part.weight(len(cls), part.total)
         terms: dict[str, tuple[float, Tensor]] = {}
         terms["prediction"] = (c.prediction, share * F.mse_loss(taken, goal))
-        terms["prediction_alone"] = (c.prediction, share * F.mse_loss(alone[:, :, 0], goal))
+        terms["prediction_tried"] = (c.prediction, share * F.mse_loss(tried[:, :, 0], goal))
         terms["no_action"] = (0.1 * c.prediction, share * F.mse_loss(nothing, goal))
         told, three = (
             self.dynamics.log_error(features[:, :, [0, 1, -1]]),
-            [taken, alone[:, :, 0], nothing],
+            [taken, tried[:, :, 0], nothing],
         )
         terms["error_head"] = (
             1.0,
@@ -294,16 +295,16 @@ class ActionIWM(nn.Module):
         if c.contrast:
             own = _own_places(part.total, cls.shape[1], cls.device)
             frames = part.gather(cls).flatten(0, 1)
-            both = [part.gather(each).flatten(0, 1) for each in (taken, alone[:, :, 0])]
+            both = [part.gather(each).flatten(0, 1) for each in (taken, tried[:, :, 0])]
             terms["contrast"] = (
                 c.contrast,
                 frame_contrast(torch.cat(both), frames, own.repeat(2), self._sharpness()),
             )
         if c.action_contrast:
             wanted = known.flatten()
-            habit, habit_loss = self._habit(here, ids, known)
+            habit, habit_loss = self._habit(here, actions, ids, known, remember)
             each = action_contrast(
-                alone.flatten(0, 1)[wanted],
+                tried.flatten(0, 1)[wanted],
                 outcome.flatten(0, 1)[wanted],
                 self._sharpness(),
                 None if habit is None else habit[wanted],
@@ -328,12 +329,6 @@ class ActionIWM(nn.Module):
             at = int(torch.randint(here.shape[1], (1,), generator=generator))
             guess = self.dynamics.next_patches(features[:, at, 0], patches[:, at], actions[:, at])
             terms["patches"] = (c.patches, share * F.mse_loss(guess, patches[:, at + 1].detach()))
-            if c.action_contrast and self.vocabulary:
-                marked = part.spread(math.ceil(part.total / _PATCH_CONTRAST)).to(known.device)
-                rows = (marked & known[:, at]).nonzero().squeeze(1)
-                count = part.gather((marked & known[:, at]).float()).sum().clamp_min(1.0)
-                each = self._patch_contrast(at, rows, features, patches, others)
-                terms["patch_contrast"] = (c.action_contrast, part.world / count * each.sum())
 
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         logs = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
@@ -399,13 +394,15 @@ class ActionIWM(nn.Module):
         return torch.cat([others, nothing], dim=2)
 
     def _habit(
-        self, here: Tensor, ids: Tensor, known: Tensor
+        self, here: Tensor, actions: Tensor, ids: Tensor, known: Tensor, remember: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """Log-probabilities [P, 1 + M] of the actions as `_others` orders them, and their loss."""
         names = len(self.config.vocabulary)
         if not names:
             return None, None
-        logits = _HABIT_SCALE * self.habit(here.detach())
+        before = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
+        before = before * remember[None, :, None]
+        logits = _HABIT_SCALE * self.habit(torch.cat([here.detach(), before], dim=-1))
         log_probability = logits.float().log_softmax(-1)
         order = (ids.clamp_min(0).unsqueeze(-1) + torch.arange(names, device=ids.device)) % names
         ordered = log_probability.gather(-1, order)
@@ -428,20 +425,6 @@ class ActionIWM(nn.Module):
             squared = (recovered[:, names:] - numbers[known]).square()
             loss = loss + squared.mean(-1).sum()
         return loss, right
-
-    def _patch_contrast(
-        self, at: int, rows: Tensor, features: Tensor, patches: Tensor, others: Tensor
-    ) -> Tensor:
-        """Of all actions, the one taken predicts the next patches best, from the frame alone."""
-        actions = others[rows, at, :-1]
-        count, choices = actions.shape[:2]
-        now = patches[rows, at].repeat_interleave(choices, dim=0)
-        guess = self.dynamics.next_patches(
-            features[rows, at, 1:-1].flatten(0, 1), now, actions.flatten(0, 1)
-        )
-        guess = guess.flatten(1).view(count, choices, -1)
-        after = patches[rows, at + 1].detach().flatten(1)
-        return action_contrast(guess, after, self._sharpness().detach())
 
     def _rollout_losses(
         self, taken: Tensor, actions: Tensor, goal: Tensor, past: Past, generator: torch.Generator

@@ -64,6 +64,8 @@ class PredictorConfig:
     or as zero-initialised adaptive LayerNorm in every block. ``none``: nowhere."""
     action_tokens: Positive = 1
     """Tokens of the action under ``sequence``."""
+    activation_checkpointing: bool = False
+    """Compute the blocks anew in the backward pass instead of keeping what they computed."""
 
 
 @settings

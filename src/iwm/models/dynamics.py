@@ -169,14 +169,19 @@ class Dynamics(nn.Module):
             nn.init.zeros_(head.bias)
 
     def forward(
-        self, latents: Tensor, actions: Tensor, others: Tensor | None = None
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        others: Tensor | None = None,
+        remember: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Past]:
         """A whole window at once: every frame is predicted on from its history.
 
         Args:
             latents: [B, T, D].
             actions: [B, T, A], taken after each frame.
-            others: [B, T, M, A]: actions to predict on with from each frame alone.
+            others: [B, T, M, A]: other actions to predict on with.
+            remember: bool [T]: frames at which ``others`` know the history; ``None``: at none.
 
         Returns:
             Features [B, T, 1 + M, width] (index 0: ``actions``, with history) after the last
@@ -193,7 +198,8 @@ class Dynamics(nn.Module):
             condition = torch.cat([condition, extra], dim=1)
             tokens = tokens.repeat(1, streams, 1)
         back = (place[:, None] - place).repeat(streams, 1)
-        back[length:] = 0
+        forgetful = torch.ones_like(place, dtype=torch.bool) if remember is None else ~remember
+        back[length:][forgetful.repeat(streams - 1)] = 0
         keys, values = [], []
         for block in self.blocks:
             tokens, k, v = block(tokens, condition, None, back)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from iwm.models.config import IWMConfig
 from iwm.models.encoder import take
@@ -84,6 +85,7 @@ class Predictor(nn.Module):
         rows, columns = config.grid
         width = shape.width
         self.conditioning = shape.conditioning
+        self._checkpointing = shape.activation_checkpointing
         self.embed = nn.Linear(latent, width)
         self.position = nn.Parameter(torch.empty(1, rows * columns, width))
         self.cls_position = nn.Parameter(torch.empty(1, 1, width))
@@ -157,7 +159,10 @@ class Predictor(nn.Module):
         tokens = torch.cat(sequence, dim=1)
         condition = acted[:, 0] if self.conditioning == "adaln" else None
         for block in self.blocks:
-            tokens = block(tokens, condition)
+            if self._checkpointing and self.training:
+                tokens = checkpoint(block, tokens, condition, use_reentrant=False)
+            else:
+                tokens = block(tokens, condition)
         tokens = self.norm(tokens)
         log_error = self.error_head(tokens[:, 0].detach()).squeeze(-1)
         predicted = cls + self.cls_head(tokens[:, 0])

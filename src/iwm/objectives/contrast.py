@@ -35,10 +35,10 @@ def action_contrast(
 ) -> Tensor:
     """Bayes' rule for the action, with the forward model as its likelihood.
 
-    p(action | frame, outcome) is proportional to p(outcome | frame, action) p(action | frame).
+    p(action | past, outcome) is proportional to p(outcome | past, action) p(action | past).
     With the policy's own habit given as ``log_prior``, a model gains nothing by predicting an
-    unlikely action's outcome badly. Of the past only the frame counts: policies hold actions,
-    so whoever knows the last one can tell the next without looking at the outcome.
+    unlikely action's outcome badly: policies hold actions, so whoever knows the last one could
+    tell the next without looking at the outcome.
 
     Args:
         predicted: [P, 1 + M, D]: after the action taken (index 0) and after M others.

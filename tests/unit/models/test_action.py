@@ -113,7 +113,7 @@ def test_predictions_see_the_past_but_not_the_future_and_not_beyond_the_history(
     assert (latents.grad[0].abs().sum(-1) > 0).tolist() == [False, False, True, True, True, False]
 
 
-def test_other_actions_are_predicted_from_the_frame_alone() -> None:
+def test_other_actions_are_predicted_with_history_only_where_it_is_remembered() -> None:
     model = tiny(awake=True).eval()
     batch = windows(3, 4)
     latents = torch.randn(3, 4, 32)
@@ -122,12 +122,14 @@ def test_other_actions_are_predicted_from_the_frame_alone() -> None:
     assert others.shape == (3, 4, len(NAMES) + 1, model.aug_dim)
     assert torch.equal(others[:, :, 0], actions)
     assert not others[:, :, -1].any()
+    remember = torch.tensor([False, False, True, False])
     with torch.no_grad():
-        _, predicted, _ = model.dynamics(latents, actions, others)
+        _, predicted, _ = model.dynamics(latents, actions, others, remember)
+    for step, history in ((1, None), (2, History(latents[:, :2], actions[:, :2]))):
         for stream in range(others.shape[2]):
-            alone = model.predict(latents[:, 2], others[:, 2, stream])
+            expected = model.predict(latents[:, step], others[:, step, stream], history=history)
             torch.testing.assert_close(
-                predicted[:, 2, 1 + stream], alone.z_cls, atol=1e-5, rtol=1e-5
+                predicted[:, step, 1 + stream], expected.z_cls, atol=1e-5, rtol=1e-5
             )
 
 
