@@ -6,6 +6,9 @@ names, so that any number of processes, in either form, can go on from them.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from iwm.errors import ConfigError
 from iwm.training.config import TrainConfig
 from iwm.training.distributed import Ranks
 
@@ -23,8 +27,12 @@ def prepare(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     """What to call for the loss, on the ranks' device.
 
     Its parameters are the model's own. Every rank must hold the same weights.
+
+    Raises:
+        ConfigError: it is to be compiled, and there is no compiler.
     """
     if config.compile:
+        _need_compiler(ranks)
         # Blocks alone: they are most of the work, and what lies between them (drawing views
         # on the CPU, a different number of hidden tokens a step) would break the graph.
         for block in model.blocks():  # type: ignore[operator]
@@ -39,6 +47,15 @@ def prepare(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
         return model
     devices = None if ranks.device.type == "cpu" else [ranks.device]
     return nn.parallel.DistributedDataParallel(model.to(ranks.device), device_ids=devices)
+
+
+def _need_compiler(ranks: Ranks) -> None:
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if ranks.device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compile: no C++ compiler {compiler!r} found; install one, name it in CXX, or "
+            "set compile to false"
+        )
 
 
 def whole(tensor: Tensor) -> Tensor:
