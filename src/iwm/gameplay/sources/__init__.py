@@ -74,8 +74,9 @@ Position = tuple[float, float, float]
 class Branching(Source, Protocol):
     """A game that can go back: what counterfactual sets and planning oracles are made with.
 
-    A restored game plays on exactly as it would have from there: same frames, byte for byte,
-    same rewards, same randomness.
+    A restored game plays on as it would have from there: same state, same randomness, same
+    rewards, same frames byte for byte (in ViZDoom but for puffs and flashes of shots, now and
+    then).
     """
 
     def save(self) -> Any:

@@ -70,8 +70,6 @@ class _State:
 
     seed: int
     actions: tuple[int, ...]
-    frame: Frame | None
-    prominent: str | None
 
 
 def _prominent(labels: Any) -> str | None:
@@ -87,7 +85,7 @@ def _prominent(labels: Any) -> str | None:
 class VizdoomSource:
     """One ViZDoom scenario.
 
-    States are restored by playing the episode again from its seed, without drawing. The
+    States are restored by playing the episode again from its seed. The
     engine's own ``save`` and ``load`` are not exact: saving plays two tics and loading one,
     with whatever is held at that moment, and buttons held across a load do nothing.
 
@@ -212,20 +210,22 @@ class VizdoomSource:
         """A handle of the present state: the seed and every action since."""
         if self._changed:
             raise DataError("ViZDoom: a state with an object removed or moved cannot be saved")
-        x, y, _ = self.position()
-        self._places.append((x, y))
-        return _State(self._seed, tuple(self._taken), self._shown, self._prominent)
+        self._places.append(self.position()[:2])
+        return _State(self._seed, tuple(self._taken))
 
     def restore(self, handle: _State) -> None:
         """Play to a saved state, from here if it lies ahead, else from the episode's start."""
         taken = tuple(self._taken)
         if self._changed or (handle.seed, handle.actions[: len(taken)]) != (self._seed, taken):
             self._begin(handle.seed)
-        for action in handle.actions[len(self._taken) :]:
+        ahead = handle.actions[len(self._taken) :]
+        for action in ahead[:-1]:
             self._game.set_action(self._held[action])
             self._game.advance_action(self._skip, False)
+        if ahead:  # the last one in full: the engine brings frame, variables and reward up to date
+            self._game.make_action(self._held[ahead[-1]], self._skip)
         self._taken = list(handle.actions)
-        self._shown, self._prominent = handle.frame, handle.prominent
+        self._shown = None if self._game.is_episode_finished() else self._frame()
 
     def frame(self) -> Frame:
         """The frame last shown.
