@@ -53,7 +53,7 @@ def of_branches(found: Branches, predicted: Predicted) -> tuple[Transitions, lis
     def seen(actual: torch.Tensor) -> Transitions:
         return transitions(states.name, predicted, actual, claimed, states.episode)
 
-    ordinary = seen(found.outcome[torch.from_numpy(everyone), torch.from_numpy(claimed.copy())])
+    ordinary = seen(found.outcome[torch.from_numpy(everyone), torch.from_numpy(claimed)])
     cases = []
     for kind, actual, has in (
         ("teleport", found.teleported, found.has_teleported),

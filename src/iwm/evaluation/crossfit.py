@@ -57,18 +57,11 @@ class Scored:
         def some(seen: Transitions) -> Transitions:
             return seen.where(rows(seen.episode))
 
+        cases = [replace(case, normal=some(case.normal), odd=some(case.odd)) for case in self.cases]
+        ordinary = [some(seen) for seen in self.ordinary]
         return Scored(
-            [part for seen in self.ordinary if len((part := some(seen)).claimed)],
-            [
-                part
-                for case in self.cases
-                if len(
-                    (
-                        part := replace(case, normal=some(case.normal), odd=some(case.odd))
-                    ).odd.claimed
-                )
-                and len(part.normal.claimed)
-            ],
+            [seen for seen in ordinary if len(seen.claimed)],
+            [case for case in cases if len(case.odd.claimed) and len(case.normal.claimed)],
             [(a[rows(c)], b[rows(c)], c[rows(c)]) for a, b, c in self.ranked],
         )
 

@@ -301,19 +301,19 @@ def encode_branches(model: ActionModel, source: BranchSet, label: int) -> Branch
         past_z=z_cls.new_zeros(count, 0, width) if past is None else past.view(count, -1, width),
         past_action=model.action_vectors(done).cpu(),
         actions=vectors.expand(count, -1, -1),
-        claimed=np.asarray(source.taken),
+        claimed=np.array(source.taken),
         episode=(np.int64(1_000_000 + label) << 32) + np.asarray(source.episode),
     )
     return Branches(
         source=source,
         states=states,
         outcome=outcome.view(count, len(choices), width),
-        valid=np.asarray(source.valid),
-        distinct=np.asarray(source.distinct),
+        valid=np.array(source.valid),
+        distinct=np.array(source.distinct),
         removed=removed,
-        has_removed=np.asarray(source.has_removed),
+        has_removed=np.array(source.has_removed),
         teleported=teleported,
-        has_teleported=np.asarray(source.has_teleported),
+        has_teleported=np.array(source.has_teleported),
     )
 
 
