@@ -1,7 +1,8 @@
 """Training batches from the shards: shuffled, split over ranks, resumable to the step.
 
 The order of an epoch is a permutation drawn from (seed, epoch) alone. Step *s* is its *s*-th
-slice of ``batch_size`` windows, of which rank *r* of *w* takes the *r*-th of *w* equal parts.
+slice of ``batch_size`` windows, of which rank *r* of *w* takes the *r*-th of *w* parts that
+are equal to within one window.
 So the position of a run is (epoch, step): nothing else need be saved, and neither the number
 of workers nor the number of ranks changes which windows make up a step.
 
@@ -110,8 +111,8 @@ class Loader:
         workers: threads that decode beside the caller; 0 decodes in the caller.
         prefetch: batches kept ready.
         drop_last: leave out the windows that do not fill a step. Without it, the last step is
-            smaller; over several ranks it is filled up from the epoch's beginning to a
-            multiple of ``world``, so that every rank has the same number of windows.
+            smaller; if it has fewer windows than ranks, it is filled up from the epoch's
+            beginning, so that every rank has one.
         recordings: only these recordings; all when None.
         vocabulary: names that ``Batch.action`` counts in; a recording's own ids when None.
         shuffle: False gives the order of the tars.
@@ -145,8 +146,8 @@ class Loader:
             raise ConfigError("loader: sizes must be positive")
         if not 0 <= rank < world:
             raise ConfigError(f"loader: rank {rank} is not among {world} ranks")
-        if batch_size % world:
-            raise ConfigError(f"loader: batch_size {batch_size} does not divide by {world} ranks")
+        if batch_size < world:
+            raise ConfigError(f"loader: batch_size {batch_size} is less than {world} ranks")
         self.store, self.split, self.batch_size, self.seed = store, split, batch_size, seed
         self.window, self.stride = window, stride
         self.rank, self.world = rank, world
@@ -210,9 +211,10 @@ class Loader:
         """
         begin = step * self.batch_size
         places = np.arange(begin, min(begin + self.batch_size, len(self.starts)))
-        if short := -len(places) % self.world:
+        if (short := self.world - len(places)) > 0:
             places = np.concatenate([places, np.arange(short) % len(self.starts)])
-        mine = places.reshape(self.world, -1)[self.rank]
+        ends = len(places) * np.arange(self.world + 1) // self.world
+        mine = places[ends[self.rank] : ends[self.rank + 1]]
         first = self.starts[mine if order is None else order[mine]]
         rows: Rows = first[:, None] + self.stride * np.arange(self.window)
         return rows

@@ -100,7 +100,7 @@ EXPECTED_ORDER = [2, 4, 3, 6, 5, 0, 1, 7]
     start=st.integers(0, 12),
     workers=st.integers(0, 4),
     prefetch=st.integers(1, 6),
-    world=st.sampled_from([1, 2, 3, 4]),
+    world=st.sampled_from([1, 2, 3, 4, 5]),
     window=st.integers(1, 3),
     drop_last=st.booleans(),
 )
@@ -128,11 +128,12 @@ def test_resuming_anywhere_continues_the_same_epoch(
         assert len(parts[-1]) == len(whole) - start
     for step in range(start, len(whole)):
         mine = [part[step - start] for part in parts]
-        assert len({len(batch) for batch in mine}) == 1  # an even split
+        sizes = [len(batch) for batch in mine]
+        assert 0 <= max(sizes) - min(sizes) <= 1  # an even split
         keys = [key for batch in mine for key in batch.keys]
         count = len(expected[step].keys)
         assert keys[:count] == expected[step].keys
-        assert len(keys) - count < world
+        assert len(keys) == max(count, world)  # no rank goes without
         images = torch.cat([batch.images for batch in mine])[:count]
         assert torch.equal(images, expected[step].images)
 
@@ -183,8 +184,8 @@ def test_only_the_recordings_asked_for(tiny_store: ShardStore) -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused(tiny_store: ShardStore) -> None:
-    with pytest.raises(ConfigError, match="does not divide by 3 ranks"):
-        Loader(tiny_store, "train", 8, world=3)
+    with pytest.raises(ConfigError, match="batch_size 2 is less than 3 ranks"):
+        Loader(tiny_store, "train", 2, world=3)
     with pytest.raises(ConfigError, match="rank 2"):
         Loader(tiny_store, "train", 8, rank=2, world=2)
     with pytest.raises(ConfigError, match="positive"):
