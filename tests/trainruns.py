@@ -1,24 +1,29 @@
-"""A tiny training run over a tiny store; also the program that the kill test runs.
+"""A tiny training run over a tiny store; also the program that tests start, kill and watch.
 
-``python trainruns.py SHARDS OUT WORKERS [SLEEP]`` trains with that many loader threads, pausing
-SLEEP seconds after each step so that a test can kill it in the middle.
+``python trainruns.py SHARDS OUT [JSON]``, alone or under ``torchrun``. The JSON object holds
+settings of ``train`` to change and, of the run itself, ``workers`` (loader threads), ``pause``
+(seconds after each step, so that a test can kill it in the middle) and ``poison``
+([rank, step]: there, a batch makes the loss infinite).
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from iwm.config import merge
 from iwm.data.loader import Loader
 from iwm.data.reader import ShardStore
 from iwm.models.registry import create_model
 from iwm.settings import parse
 from iwm.training.config import TrainConfig
-from iwm.training.distributed import Ranks
+from iwm.training.distributed import Ranks, ranks
 from iwm.training.tracking import Tracker
 from iwm.training.trainer import Trainer
 
@@ -39,6 +44,20 @@ VALUES: dict[str, Any] = {
     "checkpoint_every": 5,
     "log_every": 1,
 }
+ACTION: dict[str, Any] = {
+    **{key: value for key, value in VALUES.items() if key != "model"},
+    "model": {
+        "name": "action",
+        "image_size": [64, 64],
+        "encoder": {"patch": 16, "pool": "flat", **SHAPE},
+        "dynamics": {**SHAPE, "patch_depth": 1},
+    },
+    "epochs": 3,
+    "window": 4,
+}
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def make(
@@ -47,20 +66,35 @@ def make(
     *,
     workers: int = 1,
     trackers: tuple[Tracker, ...] = (),
+    place: Ranks = ALONE,
+    base: dict[str, Any] = VALUES,
     **over: Any,
 ) -> Trainer:
-    """A trainer of 24 steps over the fixture store."""
-    config = parse(TrainConfig, {**VALUES, **over}, "train.tiny")
-    batches = Loader(store, "train", config.batch_size, config.seed, workers=workers)
-    torch.manual_seed(config.seed)
+    """A trainer of 24 steps, or as ``base`` and ``over`` say, over the fixture store."""
+    config = parse(TrainConfig, merge(base, over), "train.tiny")
     settings = dict(config.model)
+    vocabulary = store.all_actions() if settings["name"] == "action" else None
+    if vocabulary:
+        settings["vocabulary"] = vocabulary
+    batches = Loader(
+        store,
+        "train",
+        config.batch_size,
+        config.seed,
+        window=config.window,
+        vocabulary=vocabulary,
+        rank=place.rank,
+        world=place.world,
+        workers=workers,
+    )
+    torch.manual_seed(config.seed)
     model = create_model(settings.pop("name"), **settings)
     return Trainer(
         model,
         config,
         batches,
         out,
-        Ranks(0, 1, torch.device("cpu")),
+        place,
         data_revision=store.info.revision,
         trackers=trackers,
         name="tiny",
@@ -87,13 +121,38 @@ class Pause:
         print(f"finish {status}", flush=True)
 
 
-if __name__ == "__main__":
+def poison(trainer: Trainer, rank: int, step: int) -> None:
+    """Make the loss of one rank infinite at one step."""
+    forward: Callable[..., Any] = trainer.model.forward
+    calls = 0
+
+    def poisoned(batch: Any) -> Any:
+        nonlocal calls
+        loss, logs = forward(batch)
+        calls += 1
+        return (loss / 0.0 if calls == step else loss), logs
+
+    if trainer.ranks.rank == rank:
+        trainer.model.forward = poisoned  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Train as the command line says."""
     torch.set_num_threads(1)
     from iwm.errors import IwmError
 
-    shards, folder, threads, *rest = sys.argv[1:]
-    pause = Pause(float(rest[0]) if rest else 0.0)
+    shards, folder, *rest = sys.argv[1:]
+    over = json.loads(rest[0]) if rest else {}
+    pause, bad = Pause(over.pop("pause", 0.0)), over.pop("poison", None)
     try:
-        make(ShardStore(shards), Path(folder), workers=int(threads), trackers=(pause,)).fit()
+        with ranks("cpu") as place:
+            trainer = make(ShardStore(shards), Path(folder), trackers=(pause,), place=place, **over)
+            if bad:
+                poison(trainer, *bad)
+            trainer.fit()
     except IwmError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
