@@ -126,12 +126,13 @@ def register(phase: str) -> dict[str, Any]:
     config = load_params().register
     evidence = _registry.collect(phase)
     name = _registry.registered_name(config.model, phase)
-    tags = _tags(evidence, config.compare)
+    figure = config.compare_for.get(phase, config.compare)
+    tags = _tags(evidence, figure)
     client = configure()
     try:
         champion = _registry.version_by_alias(client, name, _registry.CHAMPION)
         promoted, reason = _registry.compare(
-            tags, champion.tags if champion else None, config.compare, config.tolerance
+            tags, champion.tags if champion else None, figure, config.tolerance
         )
         version = _registry.version_by_digest(client, name, evidence.digest)
         if version is None:

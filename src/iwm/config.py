@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from pydantic import Field
 from iwm.data.config import ShardConfig, ValidateConfig
 from iwm.errors import ConfigError
 from iwm.evaluation.config import EvaluateConfig, Rule
+from iwm.evaluation.control_config import ControlConfig
 from iwm.files import write_text
 from iwm.gameplay.config import BranchConfig, IngestConfig, RecordConfig
 from iwm.settings import parse, settings
@@ -59,6 +61,8 @@ class RegisterConfig:
     """Registered model name; the phase is appended for all phases but core."""
     compare: str = "mrr.model.mean"
     """The figure in which a challenger must be no worse than the champion."""
+    compare_for: dict[str, str] = field(default_factory=dict)
+    """The same for single phases, e.g. ``{invariant: abstraction.model.mean}``."""
     tolerance: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -84,6 +88,7 @@ class Params:
     train: dict[str, TrainConfig]
     evaluate: dict[str, EvaluateConfig]
     gate: dict[str, tuple[Rule, ...]]
+    control: dict[str, ControlConfig] = field(default_factory=dict)
     register: RegisterConfig = RegisterConfig()
     package: PackageConfig = PackageConfig()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iwm.data.augment import jitter, sample_jitter, to_float
 from iwm.data.config import AugmentConfig
+from iwm.errors import DataError
 from iwm.evaluation.latents import Encode
 from iwm.evaluation.statistics import Figure
 
@@ -56,7 +57,13 @@ def moves(
 
 
 def _other_episode(episode: Array, generator: np.random.Generator) -> Array:
-    """For each image the index of a random one of another episode [N]."""
+    """For each image the index of a random one of another episode [N].
+
+    Raises:
+        DataError: all images are of one episode.
+    """
+    if len(np.unique(episode)) < 2:
+        raise DataError("the held-out frames are of one episode; images of two are to be compared")
     chosen = np.empty(len(episode), np.int64)
     for label in np.unique(episode):
         mine = episode == label

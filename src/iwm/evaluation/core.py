@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iwm.data.augment import jitter, to_float
+from iwm.evaluation.abstraction import abstraction_figures, moves
 from iwm.evaluation.calibration import (
     SURPRISE_THRESHOLD,
     apply_table,
@@ -20,6 +21,7 @@ from iwm.evaluation.calibration import (
 )
 from iwm.evaluation.collapse import collapse_figures
 from iwm.evaluation.config import EvaluateConfig
+from iwm.evaluation.latents import encoder_of, pixels, random_encoder
 from iwm.evaluation.pictures import as_picture, calibration_plot, rank_histogram, strips
 from iwm.evaluation.retrieval import ARMS, Retrieval, augmentation_retrieval
 from iwm.evaluation.statistics import Figure, bootstrap_mean, chance_mrr, constant
@@ -86,6 +88,7 @@ def evaluate(
         metrics[name]["chance"] = constant(chance_mrr(config.bank), arms["model"].size)
         metrics[name]["hit_at_1"] = figure((arms["model"] == 1).astype(float))
     metrics["collapse"] = _collapse(model, many, config)
+    metrics["abstraction"] = _abstraction(model, many, config)
     metrics["error"] = {
         mode: figure(measured.error[mode] * root) for mode in ("cls_only", "with_patches")
     }
@@ -149,3 +152,17 @@ def _collapse(model: IWM, frames: Frames, config: EvaluateConfig) -> dict[str, F
     chunks = torch.split(frames.images, config.batch_size)
     latents = torch.cat([model.encode(chunk.to(device))[0].cpu() for chunk in chunks])
     return collapse_figures(latents, frames.episode, config.seed)
+
+
+def _abstraction(model: IWM, frames: Frames, config: EvaluateConfig) -> dict[str, Figure]:
+    """The abstraction index beside that of the untrained encoder and of the image itself."""
+    encoders = {
+        "model": encoder_of(model, config.batch_size),
+        "random_encoder": random_encoder(model, config.seed, config.batch_size),
+        "pixels": pixels,
+    }
+    found = {
+        name: moves(encode, frames.images, frames.episode, config.augment, config.seed)
+        for name, encode in encoders.items()
+    }
+    return abstraction_figures(found, frames.episode, resamples=config.bootstrap, seed=config.seed)
