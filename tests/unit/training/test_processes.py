@@ -131,7 +131,7 @@ def test_sharded_processes_give_the_curve_of_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "after", "sharding"), [(1, 2, "fsdp"), (2, 1, "ddp"), (2, 3, "ddp")]
+    ("before", "after", "sharding"), [(1, 2, "fsdp"), (2, 1, "ddp"), (2, 5, "ddp")]
 )
 def test_a_killed_run_goes_on_with_another_number_of_processes(
     before: int, after: int, sharding: str, alone: Path, tiny_shards: Path, tmp_path: Path
