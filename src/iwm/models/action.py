@@ -1,10 +1,11 @@
 """The action-conditioned world model: Phase 3.
 
 An encoder gives each frame a CLS latent and patch latents; causal dynamics over a short
-history of (latent, action) predict the next frame's. Both train together: predictions meet
-real outcomes at every step of a window and along rollouts, an inverse-dynamics head keeps the
-action in the latents (games have much static background; without it actions can vanish), and
-two contrasts keep outcomes and actions apart. There is no target network: the contrast and the
+history of (latent, action) predict the next frame's. Two contrasts make the latents: of all
+frames a prediction must be nearest to its own outcome, and of all actions the one taken must
+predict it best; an inverse-dynamics head keeps the action in them (games have much static
+background; without it actions can vanish). What is served is fitted to these latents by least
+squares, one step ahead and along rollouts. There is no target network: the contrasts and the
 inverse dynamics leave a collapsed encoder with the loss of chance.
 
 An action vector is ``[augmentation | one-hot of the named action | continuous action]``; all
@@ -95,6 +96,9 @@ class ActionIWM(nn.Module):
             nn.init.zeros_(last.weight)
             self.habit = nn.Sequential(nn.Linear(width + self.aug_dim, width), nn.GELU(), last)
         if objective.contrast or objective.action_contrast:
+            self.contrast_head = nn.Linear(config.dynamics.width, width)
+            nn.init.zeros_(self.contrast_head.weight)
+            nn.init.zeros_(self.contrast_head.bias)
             self.log_sharpness = nn.Parameter(torch.tensor(-math.log(objective.temperature)))
         self.progress: Tensor
         self.register_buffer("progress", torch.zeros(()))
@@ -216,7 +220,7 @@ class ActionIWM(nn.Module):
     def _past(self, history: History | None) -> Past | None:
         if history is None or not history.z_cls.shape[1]:
             return None
-        past: Past = self.dynamics(history.z_cls, history.action)[2]
+        past: Past = self.dynamics(history.z_cls, history.action)[1]
         return past
 
     def _latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,33 +269,57 @@ class ActionIWM(nn.Module):
 
         cls, patches = self._latents(images.flatten(0, 1))
         cls, patches = (z.view(*batch.images.shape[:2], *z.shape[1:]) for z in (cls, patches))
-        here, outcome = cls[:, :-1], cls[:, 1:]
-        goal = outcome.detach()
-        # At about half of the steps all other predictions are made from the frame alone, as for
-        # clients that keep no history.
-        remember = (torch.rand(ids.shape[1], generator=generator) < 0.5).to(ids.device)
-        others = self._others(actions, ids, part)
-        features, predicted, past = self.dynamics(here, actions, others, remember)
-        # Predicted with history; with every action, the true one first; and without an action: a
-        # trained answer to clients that send none.
-        taken, tried, nothing = predicted[:, :, 0], predicted[:, :, 1:-1], predicted[:, :, -1]
-        share = part.weight(len(cls), part.total)
         terms: dict[str, tuple[float, Tensor]] = {}
-        terms["prediction"] = (c.prediction, share * F.mse_loss(taken, goal))
-        terms["prediction_tried"] = (c.prediction, share * F.mse_loss(tried[:, :, 0], goal))
-        terms["no_action"] = (0.1 * c.prediction, share * F.mse_loss(nothing, goal))
-        told, three = (
-            self.dynamics.log_error(features[:, :, [0, 1, -1]]),
-            [taken, tried[:, :, 0], nothing],
-        )
-        terms["error_head"] = (
-            1.0,
-            share * _error_head_loss(told, torch.stack(three, dim=2), goal.unsqueeze(2)),
-        )
-
         accuracy: dict[str, Tensor] = {}
         seen = part.gather(known.float().sum(1)).sum().clamp_min(1.0)
         known_share = part.world / seen
+        here, outcome = cls[:, :-1], cls[:, 1:]
+        if c.contrast or c.action_contrast:
+            terms |= self._contrasts(cls, actions, ids, known, part, known_share, generator)
+        terms |= self._predictions(cls.detach(), patches.detach(), actions, part, generator)
+        if c.inverse:
+            loss, right = self._inverse_loss(here, outcome, ids, numbers, known)
+            terms["inverse"] = (c.inverse, known_share * loss)
+            accuracy["inverse_accuracy"] = known_share * right
+        if c.variance or c.covariance:
+            every = part.gather(cls[:, 0])
+            terms["variance"] = (c.variance, variance_loss(every))
+            terms["covariance"] = (c.covariance, covariance_loss(every))
+
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        logs = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
+        logs |= {name: value.detach() for name, value in accuracy.items()}
+        if self._statistics:
+            every = part.gather(cls[:, 0].detach())
+            logs["effective_rank"] = effective_rank(every)
+            logs["mean_std"] = deviation(every).mean()
+            logs["min_std"] = deviation(every).min()
+        return loss, logs
+
+    def _contrasts(
+        self,
+        cls: Tensor,
+        actions: Tensor,
+        ids: Tensor,
+        known: Tensor,
+        part: Part,
+        known_share: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, tuple[float, Tensor]]:
+        """What makes the latents: outcomes and actions are told apart. Reaches the encoder.
+
+        A head of its own predicts here. Contrasts are won by overstating differences; the
+        head that is served must be right in size.
+        """
+        c = self.config.objective
+        here, outcome = cls[:, :-1], cls[:, 1:]
+        # At about half of the steps actions are tried from the frame alone, as for clients that
+        # keep no history.
+        remember = (torch.rand(ids.shape[1], generator=generator) < 0.5).to(ids.device)
+        features, _ = self.dynamics(here, actions, self._others(actions, ids, part), remember)
+        predicted = here.unsqueeze(2) + self.contrast_head(features)
+        taken, tried = predicted[:, :, 0], predicted[:, :, 1:]
+        terms: dict[str, tuple[float, Tensor]] = {}
         if c.contrast:
             own = _own_places(part.total, cls.shape[1], cls.device)
             frames = part.gather(cls).flatten(0, 1)
@@ -312,15 +340,35 @@ class ActionIWM(nn.Module):
             terms["action_contrast"] = (c.action_contrast, known_share * each.sum())
             if habit_loss is not None:
                 terms["habit"] = (1.0, known_share * habit_loss)
-        if c.inverse:
-            loss, right = self._inverse_loss(here, outcome, ids, numbers, known)
-            terms["inverse"] = (c.inverse, known_share * loss)
-            accuracy["inverse_accuracy"] = known_share * right
-        if c.variance or c.covariance:
-            every = part.gather(cls[:, 0])
-            terms["variance"] = (c.variance, variance_loss(every))
-            terms["covariance"] = (c.covariance, covariance_loss(every))
+        return terms
+
+    def _predictions(
+        self,
+        cls: Tensor,
+        patches: Tensor,
+        actions: Tensor,
+        part: Part,
+        generator: torch.Generator,
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Squared errors of what is served: with history, from the frame alone, without the
+        action, along rollouts, of patches. The latents are constants here: errors would teach
+        the encoder what is easy to predict, which is what never changes.
+        """
+        c = self.config.objective
+        here, goal = cls[:, :-1], cls[:, 1:]
+        share = part.weight(len(cls), part.total)
+        nothing = torch.zeros_like(actions)
+        nothing[..., :AUG_DIM] = actions[..., :AUG_DIM]
+        features, past = self.dynamics(here, actions, torch.stack([actions, nothing], dim=2))
+        predicted = self.dynamics.next_cls(here.unsqueeze(2), features)
+        goals = goal.unsqueeze(2).expand_as(predicted)
+        told = self.dynamics.log_error(features)
+        terms = {
+            "prediction": (c.prediction, share * F.mse_loss(predicted, goals)),
+            "error_head": (1.0, share * _error_head_loss(told, predicted, goals)),
+        }
         if c.rollout:
+            taken = predicted[:, :, 0]
             rolled = self._rollout_losses(taken, actions, goal, past, generator)
             if rolled is not None:
                 terms["rollout"] = (c.rollout, share * rolled[0])
@@ -328,17 +376,8 @@ class ActionIWM(nn.Module):
         if c.patches:
             at = int(torch.randint(here.shape[1], (1,), generator=generator))
             guess = self.dynamics.next_patches(features[:, at, 0], patches[:, at], actions[:, at])
-            terms["patches"] = (c.patches, share * F.mse_loss(guess, patches[:, at + 1].detach()))
-
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        logs = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
-        logs |= {name: value.detach() for name, value in accuracy.items()}
-        if self._statistics:
-            every = part.gather(cls[:, 0].detach())
-            logs["effective_rank"] = effective_rank(every)
-            logs["mean_std"] = deviation(every).mean()
-            logs["min_std"] = deviation(every).min()
-        return loss, logs
+            terms["patches"] = (c.patches, share * F.mse_loss(guess, patches[:, at + 1]))
+        return terms
 
     def _sharpness(self) -> Tensor:
         return self.log_sharpness.exp().clamp(max=_MAX_SHARPNESS)
@@ -373,25 +412,22 @@ class ActionIWM(nn.Module):
         return images, ids, parameters[:, 1:] - parameters[:, :-1]
 
     def _others(self, actions: Tensor, ids: Tensor, part: Part) -> Tensor:
-        """The action taken, others that might have been, and none: [B, T - 1, 1 + M + 1, A]."""
+        """The action taken, and others that might have been: [B, T - 1, 1 + M, A]."""
         names = len(self.config.vocabulary)
         if not self.config.objective.action_contrast:
-            others = actions.unsqueeze(2)
-        elif names:
+            return actions.unsqueeze(2)
+        if names:
             others = actions.unsqueeze(2).repeat(1, 1, names, 1)
             shifts = torch.arange(names, device=ids.device)
             one_hot = F.one_hot((ids.clamp_min(0).unsqueeze(-1) + shifts) % names, names)
             others[..., AUG_DIM : AUG_DIM + names] = one_hot.to(others.dtype)
-        else:
-            # Other rows' actions at the same step, spread over the global batch.
-            everyone = part.gather(actions)
-            count = self.config.objective.negatives
-            places = torch.arange(part.rows.start, part.rows.stop, device=ids.device)
-            jumps = torch.arange(count + 1, device=ids.device) * max(1, part.total // (count + 1))
-            others = everyone[(places[:, None] + jumps) % part.total].transpose(1, 2)
-        nothing = torch.zeros_like(actions).unsqueeze(2)
-        nothing[..., 0, :AUG_DIM] = actions[..., :AUG_DIM]
-        return torch.cat([others, nothing], dim=2)
+            return others
+        # Other rows' actions at the same step, spread over the global batch.
+        everyone = part.gather(actions)
+        count = self.config.objective.negatives
+        places = torch.arange(part.rows.start, part.rows.stop, device=ids.device)
+        jumps = torch.arange(count + 1, device=ids.device) * max(1, part.total // (count + 1))
+        return everyone[(places[:, None] + jumps) % part.total].transpose(1, 2)
 
     def _habit(
         self, here: Tensor, actions: Tensor, ids: Tensor, known: Tensor, remember: Tensor

@@ -29,11 +29,11 @@ class ActionObjectiveConfig:
     """Weights of the training loss; a weight of 0 leaves the term out."""
 
     prediction: Weight = 1.0
-    """The next CLS, from real latents (one to ``history`` of them)."""
+    """The next CLS, from real latents. This and the two below leave the encoder alone."""
     rollout: Weight = 1.0
     """The same from predicted latents, several steps on."""
     patches: Weight = 1.0
-    """The next patches and CLS, from patches."""
+    """The next patches, from patches."""
     contrast: Weight = 1.0
     """A prediction is nearer to its own outcome than to every other frame of the batch."""
     action_contrast: Weight = 1.0
@@ -93,6 +93,12 @@ class ActionConfig:
             raise ConfigError(f"model.vocabulary names an action twice: {list(self.vocabulary)}")
         if not self.vocabulary and not self.action_dim:
             raise ConfigError("model: no actions; vocabulary is empty and action_dim is 0")
+        o = self.objective
+        if not (o.contrast or o.action_contrast or o.inverse):
+            raise ConfigError(
+                "model.objective: contrast, action_contrast and inverse are all 0; nothing would "
+                "teach the encoder"
+            )
         for pair in self.augment.mirror:
             for name in pair:
                 if name not in self.vocabulary:

@@ -174,7 +174,7 @@ class Dynamics(nn.Module):
         actions: Tensor,
         others: Tensor | None = None,
         remember: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Past]:
+    ) -> tuple[Tensor, Past]:
         """A whole window at once: every frame is predicted on from its history.
 
         Args:
@@ -185,7 +185,7 @@ class Dynamics(nn.Module):
 
         Returns:
             Features [B, T, 1 + M, width] (index 0: ``actions``, with history) after the last
-            norm, predicted CLS [B, T, 1 + M, D], and the frames' keys and values.
+            norm, see :meth:`next_cls`; and the frames' keys and values.
         """
         batch, length, _ = latents.shape
         condition = self.embed_action(actions)
@@ -206,8 +206,12 @@ class Dynamics(nn.Module):
             keys.append(k[:, :, :length])
             values.append(v[:, :, :length])
         features = self.norm(tokens).view(batch, streams, length, -1).transpose(1, 2)
-        predicted = latents.unsqueeze(2) + self.cls_head(features)
-        return features, predicted, Past(tuple(keys), tuple(values))
+        return features, Past(tuple(keys), tuple(values))
+
+    def next_cls(self, latents: Tensor, features: Tensor) -> Tensor:
+        """The next CLS [..., D] from the present one and the feature there."""
+        change: Tensor = self.cls_head(features)
+        return latents + change
 
     def step(
         self, latent: Tensor, action: Tensor, past: Past | None = None
@@ -233,7 +237,7 @@ class Dynamics(nn.Module):
         now = Past(tuple(keys), tuple(values))
         return (
             feature,
-            latent + self.cls_head(feature),
+            self.next_cls(latent, feature),
             (now if seen is None else seen.then(now)).last(reach),
         )
 
