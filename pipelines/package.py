@@ -40,8 +40,8 @@ REQUIREMENTS = (
 )
 
 
-def fetch_champion(config: RegisterConfig, target: Path) -> dict[str, Any]:
-    """Copy the champion's model folder to ``target``; returns its card.
+def fetch_champion(config: RegisterConfig, target: Path, phase: str = "core") -> dict[str, Any]:
+    """Copy the model folder of a phase's champion to ``target``; returns its card.
 
     Raises:
         TrackingError: there is no champion, or its files cannot be fetched.
@@ -55,13 +55,13 @@ def fetch_champion(config: RegisterConfig, target: Path) -> dict[str, Any]:
     from pipelines import _registry
     from pipelines._mlflow import configure, one_line, tracking_uri
 
-    name = _registry.registered_name(config.model, "core")
+    name = _registry.registered_name(config.model, phase)
     client = configure()
     champion = _registry.version_by_alias(client, name, _registry.CHAMPION)
     if champion is None:
         raise TrackingError(
             f"the registry at {one_line(tracking_uri())} has no champion of {name!r}; "
-            f"run `dvc repro -s -f register`"
+            f"run `dvc repro -s -f register@{phase}`"
         )
     try:
         fetched = mlflow.artifacts.download_artifacts(
@@ -203,7 +203,7 @@ def package(config: PackageConfig, registry: RegisterConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="iwm-package-") as scratch:
         context = Path(scratch) / "context"
         context.mkdir()
-        card = fetch_champion(registry, context / "model")
+        card = fetch_champion(registry, context / "model", config.phase)
         lay_out(context)
         shutil.rmtree(context / "fetched", ignore_errors=True)
         tag = build(context, config.name, card)

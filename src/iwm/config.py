@@ -71,6 +71,8 @@ class PackageConfig:
     """The Bento."""
 
     name: str = "iwm"
+    phase: str = "core"
+    """Whose champion is packaged."""
     port: Annotated[int, Field(gt=0, lt=65536)] = 8001
     smoke_requests: Annotated[int, Field(gt=0)] = 8
 
