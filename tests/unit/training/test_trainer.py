@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import trainruns as runs
 from safetensors.torch import load_file
 
 from iwm.data.reader import ShardStore
-from iwm.errors import ModelError, TrainingError
+from iwm.errors import ConfigError, ModelError, TrainingError
 from iwm.files import write_json
 from iwm.models.registry import load_model
 from iwm.training.checkpoint import checkpoints
@@ -91,23 +92,41 @@ def test_the_number_of_loader_workers_changes_nothing(
     assert same_weights(undisturbed, tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("at", "from_step", "workers"),
+    [
+        pytest.param(3, None, 0, marks=pytest.mark.slow),
+        pytest.param(6, 5, 3, marks=pytest.mark.slow),
+        (13, 10, 2),
+        pytest.param(23, 20, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_kill_9_and_resume_gives_the_same_bits(
-    undisturbed: Path, tiny_shards: Path, tmp_path: Path
+    at: int,
+    from_step: int | None,
+    workers: int,
+    undisturbed: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "model"
     command = [sys.executable, str(PROGRAM), str(tiny_shards), str(out)]
-    with subprocess.Popen(
-        [*command, '{"pause": 0.05}'], stdout=subprocess.PIPE, text=True
-    ) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, '{"pause": 0.05}'], stdout=pipe, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line == "step 13\n":  # past the checkpoints of steps 5 and 10
+            if line == f"step {at}\n":  # checkpoints are made every 5 steps
                 process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (out / "model.safetensors").exists()
-    again = subprocess.run([*command, '{"workers": 2}'], capture_output=True, text=True, check=True)
-    assert "going on from step 10 of 24" in again.stdout
-    assert "start 10\nstep 11" in again.stdout
+    again = subprocess.run(
+        [*command, json.dumps({"workers": workers})], capture_output=True, text=True, check=True
+    )
+    if from_step is None:
+        assert "start 0\nstep 1" in again.stdout
+    else:
+        assert f"going on from step {from_step} of 24" in again.stdout
+        assert f"start {from_step}\nstep {from_step + 1}" in again.stdout
     assert same_weights(undisturbed, out)
     assert losses(out) == losses(undisturbed)
 
@@ -253,6 +272,42 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tiny_store: ShardStore, tmp_
 def test_bf16_trains(tiny_store: ShardStore, tmp_path: Path) -> None:
     summary = runs.make(tiny_store, tmp_path, epochs=1, batch_size=48, precision="bf16").fit()
     assert math.isfinite(summary.metrics["loss"])
+
+
+def test_compiling_without_a_compiler_is_one_line(
+    tiny_store: ShardStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"train\.compile: no C\+\+ compiler 'no-such-compiler'"):
+        runs.make(tiny_store, tmp_path, compile=True).fit()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_model_learns_the_same(
+    tiny_store: ShardStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    still = {"epochs": 1, "model": {"predictor": {"dropout": 0.0}}}
+    for name in ("eager", "compiled"):
+        runs.make(tiny_store, tmp_path / name, compile=name == "compiled", **still).fit()
+    assert counters["stats"]["unique_graphs"] > 0
+    eager, compiled = losses(tmp_path / "eager"), losses(tmp_path / "compiled")
+    assert compiled == pytest.approx(eager, abs=1e-4)
+    assert load_file(tmp_path / "compiled/model.safetensors").keys() == (
+        load_file(tmp_path / "eager/model.safetensors").keys()
+    )
+
+
+@pytest.mark.parametrize("part", ["encoder", "predictor"])
+def test_activation_checkpointing_changes_nothing(
+    part: str, undisturbed: Path, tiny_store: ShardStore, tmp_path: Path
+) -> None:
+    over = {part: {"activation_checkpointing": True}}
+    runs.make(tiny_store, tmp_path, model=over).fit()
+    assert losses(tmp_path) == pytest.approx(losses(undisturbed), abs=1e-5)
 
 
 def test_differences_are_found_wherever_they_are() -> None:
