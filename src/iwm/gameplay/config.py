@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from iwm.errors import ConfigError
 from iwm.settings import settings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -34,7 +35,14 @@ class RecordPlan:
     script: tuple[str, ...] = ()
     """Action names that ``scripted`` repeats."""
     max_episode_steps: Positive = 500
+    actions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Gymnasium: only these of the game's actions, in this order; all of them when null."""
     codec: Literal["ffv1", "h264"] = "ffv1"
+
+    def __post_init__(self) -> None:
+        """Refuse a choice of actions that would not be followed."""
+        if self.actions is not None and self.source != "gymnasium":
+            raise ConfigError(f"record: {self.name}.actions: only gymnasium's can be chosen")
 
 
 @settings

@@ -53,3 +53,22 @@ def test_refusals() -> None:
         GymnasiumSource(plan("ALE/NoSuchGame-v5"))
     with pytest.raises(ConfigError, match="not discrete"):
         GymnasiumSource(plan("Pendulum-v1"))
+
+
+def test_some_of_the_actions_in_an_order_of_ones_own() -> None:
+    size = {"width": 80, "height": 80, "frame_skip": 1}
+    every = GymnasiumSource(plan("MiniGrid-Empty-5x5-v0", **size))
+    some = GymnasiumSource(
+        plan("MiniGrid-Empty-5x5-v0", **size, actions=("forward", "right"))  # type: ignore
+    )
+    with closing(every), closing(some):
+        assert some.actions == ("forward", "right")
+        assert np.array_equal(every.reset(3), some.reset(3))
+        for one, other in ((2, 0), (1, 1), (2, 0)):
+            assert np.array_equal(every.step(one).frame, some.step(other).frame)
+    with pytest.raises(ConfigError, match=r"g.actions: MiniGrid.* no action 'fly'; it has left,"):
+        GymnasiumSource(plan("MiniGrid-Empty-5x5-v0", actions=("fly",)))  # type: ignore
+    with pytest.raises(ConfigError, match="one is named twice"):
+        GymnasiumSource(plan("MiniGrid-Empty-5x5-v0", actions=("left", "left")))  # type: ignore
+    with pytest.raises(ConfigError, match=r"g.actions: only gymnasium's can be chosen"):
+        RecordPlan(name="g", source="procedural", game="sprites", frames=9, actions=("up",))

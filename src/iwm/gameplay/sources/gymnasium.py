@@ -46,7 +46,8 @@ class GymnasiumSource:
     objects and teleporting work in MiniGrid.
 
     Raises:
-        ConfigError: no such environment, or its actions are not discrete.
+        ConfigError: no such environment, its actions are not discrete, or the plan names one that
+            it does not have.
     """
 
     truth_schema: pa.Schema | None = None
@@ -60,8 +61,10 @@ class GymnasiumSource:
         self._repeat = plan.frame_skip if self._console is None else 1
         rate = _ALE_FPS if package == "ale_py" else self._env.metadata.get("render_fps")
         self.fps = float(rate or _DEFAULT_FPS) / plan.frame_skip
-        self.actions = _action_names(self._env, plan.game)
-        self._first = int(getattr(self._env.action_space, "start", 0))
+        names = _action_names(self._env, plan.game)
+        self.actions = _chosen(names, plan)
+        first = int(getattr(self._env.action_space, "start", 0))
+        self._number = [first + names.index(name) for name in self.actions]
         self.licence = _LICENCES.get(package, f"see the licence of {package}")
         distribution = _DISTRIBUTIONS.get(package, package)
         self.software: Mapping[str, str] = {
@@ -81,7 +84,7 @@ class GymnasiumSource:
         """Repeat the action for the plan's tics, or until the episode ends."""
         total = 0.0
         for _ in range(self._repeat):
-            _, reward, done, truncated, _ = self._env.step(self._first + action)
+            _, reward, done, truncated, _ = self._env.step(self._number[action])
             total += float(reward)
             if done or truncated:
                 break
@@ -226,3 +229,17 @@ def _action_names(env: Any, game: str) -> tuple[str, ...]:
     if len(names) != count or len(set(names)) != count:
         raise ConfigError(f"record: {game}: {count} actions but names {', '.join(names)}")
     return tuple(names)
+
+
+def _chosen(names: tuple[str, ...], plan: RecordPlan) -> tuple[str, ...]:
+    if plan.actions is None:
+        return names
+    wrong = [name for name in plan.actions if name not in names]
+    if wrong:
+        raise ConfigError(
+            f"record: {plan.name}.actions: {plan.game} has no action {wrong[0]!r}; "
+            f"it has {', '.join(names)}"
+        )
+    if len(set(plan.actions)) != len(plan.actions):
+        raise ConfigError(f"record: {plan.name}.actions: one is named twice")
+    return plan.actions
