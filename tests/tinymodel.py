@@ -38,6 +38,35 @@ def tiny_model(seed: int = 0) -> Any:
     )
 
 
+VOCABULARY = ("noop", "move_forward", "turn_left", "turn_right", "attack")
+HISTORY = 3
+
+
+def tiny_action_model(seed: int = 0) -> Any:
+    """A model of named actions, of a few thousand parameters, whose predictions differ."""
+    torch.manual_seed(seed)
+    shape = {"width": WIDTH, "heads": 2}
+    model = create_model(
+        "action",
+        image_size=[SIZE, SIZE],
+        vocabulary=list(VOCABULARY),
+        history=HISTORY,
+        encoder={"patch": 8, "depth": 1, **shape},
+        dynamics={"depth": 1, "patch_depth": 1, **shape},
+    )
+    with torch.no_grad():  # its heads start at "no change"
+        for weight in model.dynamics.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def write_action_model(folder: Path, seed: int = 0) -> Path:
+    """A model folder of named actions that can be served."""
+    tiny_action_model(seed).save_pretrained(folder)
+    write_json(folder / "calibration.json", CALIBRATION)
+    return folder
+
+
 def write_model(folder: Path, seed: int = 0) -> Path:
     """A model folder that can be served, calibration included."""
     tiny_model(seed).save_pretrained(folder)

@@ -78,13 +78,15 @@ class Calibration:
 
     cls_only: Figures
     with_patches: Figures
+    history: Figures
+    """With earlier frames given."""
     surprise_scale: float
     """Distance x scale = surprise, whose held-out 95th percentile is 2."""
     surprise_threshold: float
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
-        """Read ``calibration.json``; without ``with_patches`` the CLS-only tables serve both.
+        """Read ``calibration.json``; what it has no tables of its own for takes the CLS-only ones.
 
         Raises:
             ModelError: not JSON, or a table is missing or not monotone.
@@ -94,10 +96,11 @@ class Calibration:
             scale, threshold = float(values["surprise_scale"]), float(values["surprise_threshold"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelError(f"{path}: not a calibration: {error!r}") from None
-        patches = values.get("with_patches", values)
+        patches, past = values.get("with_patches", values), values.get("history", values)
         return cls(
             Figures.read(values, str(path)),
             Figures.read(patches, f"{path}: with_patches"),
+            Figures.read(past, f"{path}: history"),
             scale,
             threshold,
         )

@@ -216,7 +216,11 @@ class Engine:
         return Predictions(
             out.z_cls.float().cpu().numpy(),
             None if patches is None else patches.float().cpu().numpy(),
-            *self._figures(out.log_error, z_patches is not None),
+            *self._figures(
+                out.log_error,
+                with_patches=z_patches is not None,
+                with_history=history is not None,
+            ),
         )
 
     def _step_by_step(
@@ -254,11 +258,14 @@ class Engine:
         return _stacked(made)
 
     def _figures(
-        self, log_error: torch.Tensor, with_patches: bool
+        self, log_error: Tensor, *, with_patches: bool, with_history: bool
     ) -> tuple[Floats | None, Floats | None]:
-        if self.calibration is None:
+        found = self.calibration
+        if found is None:
             return None, None
-        figures = self.calibration.with_patches if with_patches else self.calibration.cls_only
+        figures = found.with_patches if with_patches else found.cls_only
+        if with_history:
+            figures = found.history
         return figures(log_error.float().cpu().numpy())
 
 
