@@ -4,9 +4,10 @@ An encoder gives each frame a CLS latent and patch latents; causal dynamics over
 history of (latent, action) predict the next frame's. Two contrasts make the latents: of all
 frames a prediction must be nearest to its own outcome, and of all actions the one taken must
 predict it best; an inverse-dynamics head keeps the action in them (games have much static
-background; without it actions can vanish). What is served is fitted to these latents by least
-squares, one step ahead and along rollouts. There is no target network: the contrasts and the
-inverse dynamics leave a collapsed encoder with the loss of chance.
+background; without it actions can vanish). Squared errors, one step ahead and along rollouts,
+keep predictions true in size: a contrast alone is won by overstating what an action does.
+There is no target network: the contrasts and the inverse dynamics leave a collapsed encoder
+with the loss of chance.
 
 An action vector is ``[augmentation | one-hot of the named action | continuous action]``; all
 zeros means "not known". The augmentation part has the meaning it has in Phase 1
@@ -96,9 +97,6 @@ class ActionIWM(nn.Module):
             nn.init.zeros_(last.weight)
             self.habit = nn.Sequential(nn.Linear(width + self.aug_dim, width), nn.GELU(), last)
         if objective.contrast or objective.action_contrast:
-            self.contrast_head = nn.Linear(config.dynamics.width, width)
-            nn.init.zeros_(self.contrast_head.weight)
-            nn.init.zeros_(self.contrast_head.bias)
             self.log_sharpness = nn.Parameter(torch.tensor(-math.log(objective.temperature)))
         self.progress: Tensor
         self.register_buffer("progress", torch.zeros(()))
@@ -306,18 +304,14 @@ class ActionIWM(nn.Module):
         known_share: Tensor,
         generator: torch.Generator,
     ) -> dict[str, tuple[float, Tensor]]:
-        """What makes the latents: outcomes and actions are told apart. Reaches the encoder.
-
-        A head of its own predicts here. Contrasts are won by overstating differences; the
-        head that is served must be right in size.
-        """
+        """What makes the latents: outcomes and actions are told apart. Reaches the encoder."""
         c = self.config.objective
         here, outcome = cls[:, :-1], cls[:, 1:]
         # At about half of the steps actions are tried from the frame alone, as for clients that
         # keep no history.
         remember = (torch.rand(ids.shape[1], generator=generator) < 0.5).to(ids.device)
         features, _ = self.dynamics(here, actions, self._others(actions, ids, part), remember)
-        predicted = here.unsqueeze(2) + self.contrast_head(features)
+        predicted = self.dynamics.next_cls(here.unsqueeze(2), features)
         taken, tried = predicted[:, :, 0], predicted[:, :, 1:]
         terms: dict[str, tuple[float, Tensor]] = {}
         if c.contrast:
