@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from iwm.data.branches import BranchSet
 from iwm.evaluation.anomalies import of_branches, of_play
 from iwm.evaluation.collapse import collapse_figures
 from iwm.evaluation.config import EvaluateConfig
+from iwm.evaluation.counterfactual import counterfactual, patch_counterfactual, per_prediction
 from iwm.evaluation.crossfit import (
     Scored,
     calibrate,
@@ -28,20 +28,14 @@ from iwm.evaluation.crossfit import (
     surprise_figures,
 )
 from iwm.evaluation.play import ActionModel, Branches, Play, encode_branches
-from iwm.evaluation.predictions import Given, Predicted, predict, predict_every
-from iwm.evaluation.retrieval import distances
+from iwm.evaluation.predictions import Given, Predicted, predict_every
 from iwm.evaluation.rollout import Context, Rollouts, rollout_figures, rollouts
-from iwm.evaluation.statistics import Figure, bootstrap_mean, chance_mrr
 from iwm.evaluation.temporal import Temporal, temporal_figures, temporal_retrieval
 
 Array = np.ndarray[Any, Any]
 
-GIVEN: tuple[Given, ...] = ("single", "history", "with_patches")
-RANKED: dict[Given, str] = {
-    "single": "cls_only",
-    "history": "cls_only_history",
-    "with_patches": "with_patches",
-}
+GIVEN: tuple[Given, ...] = ("single", "history")
+RANKED: dict[Given, str] = {"single": "cls_only", "history": "cls_only_history"}
 """What counterfactual figures are called: the latent that ``/predict`` returns for each."""
 ROLLOUTS: dict[str, Context] = {"rollout": "history", "rollout_single": "single"}
 
@@ -97,18 +91,25 @@ def evaluate(
         given: temporal_figures(found, **boot) for given, found in temporal.items()
     }
     branches = [encode_branches(model, source, i) for i, source in enumerate(sets)]
+    tried = {
+        given: [predict_every(model, found.states, given) for found in branches] for given in GIVEN
+    }
     metrics["counterfactual"] = {
         found.source.name: {
-            RANKED[given]: _counterfactual(model, found, given, boot) for given in GIVEN
+            **{
+                RANKED[given]: counterfactual(model, found, given, tried[given][i], **boot)
+                for given in GIVEN
+            },
+            **patch_counterfactual(model, found, **boot),
         }
-        for found in branches
+        for i, found in enumerate(branches)
     }
     measured: dict[str, Any] = {"surprise": {}, "calibration": {}}
     tables: dict[str, Any] = {}
     curves: dict[str, dict[str, Any]] = {}
     roc: dict[str, dict[str, list[float]]] = {}
     for given in GIVEN:
-        scored = _score(model, held, branches, given, config)
+        scored = _score(model, held, list(zip(branches, tried[given], strict=True)), given, config)
         if not branches:  # no simulator was at hand: what is ranked is the next frame
             one = temporal[given]
             scored.ranked = [(one.predicted_error, one.reciprocal["model"], one.episode)]
@@ -134,42 +135,10 @@ def evaluate(
     return Outcome(metrics, calibration, held, rolled, temporal["single"], branches, curves, roc)
 
 
-def _counterfactual(
-    model: ActionModel, found: Branches, given: Given, boot: dict[str, int]
-) -> dict[str, Figure]:
-    """The true outcome of each action ranked among the outcomes of all, from the same state."""
-    states = found.states
-    predicted = predict_every(model, states, given)
-    nothing = predict(model, states, torch.zeros_like(states.actions[:, 0]), given)
-    arms = {
-        "model": predicted.z_cls,
-        "copy_last": states.z_cls.unsqueeze(1).expand_as(predicted.z_cls),
-        "no_action": nothing.z_cls.unsqueeze(1).expand_as(predicted.z_cls),
-        # What the model says of the next action in the vocabulary.
-        "wrong_action": predicted.z_cls.roll(1, 1),
-    }
-    reciprocal = {}
-    for arm, latents in arms.items():
-        _, reciprocal[arm], episode = _ranks_of_outcomes(found, Predicted(latents, predicted.error))
-    counts = found.valid.sum(1)
-    chance = np.repeat([chance_mrr(int(count)) for count in counts], counts)
-
-    def figure(values: Array) -> Figure:
-        return bootstrap_mean(values, episode, **boot)
-
-    return {
-        **{arm: figure(values) for arm, values in reciprocal.items()},
-        "margin_copy": figure(reciprocal["model"] - reciprocal["copy_last"]),
-        "hit_at_1": figure((reciprocal["model"] == 1).astype(float)),
-        "chance": figure(chance),
-        "chance_hit_at_1": figure(np.repeat(1 / counts, counts)),
-    }
-
-
 def _score(
     model: ActionModel,
     held: list[Play],
-    branches: list[Branches],
+    branches: list[tuple[Branches, Predicted]],
     given: Given,
     config: EvaluateConfig,
 ) -> Scored:
@@ -180,24 +149,9 @@ def _score(
             ordinary, cases = of_play(model, play, given, config.augment, config.seed)
             scored.ordinary.append(ordinary)
             scored.cases += cases
-    for found in branches:
-        predicted = predict_every(model, found.states, given)
+    for found, predicted in branches:
         ordinary, cases = of_branches(found, predicted)
         scored.ordinary.append(ordinary)
         scored.cases += cases
-        scored.ranked.append(_ranks_of_outcomes(found, predicted))
+        scored.ranked.append(per_prediction(found, predicted))
     return scored
-
-
-def _ranks_of_outcomes(found: Branches, predicted: Predicted) -> tuple[Array, Array, Array]:
-    """Expected error, reciprocal rank among the true outcomes and episode, per prediction."""
-    errors, reciprocal, episodes = [], [], []
-    for state in range(len(found.states)):
-        there = np.flatnonzero(found.valid[state])
-        away: Tensor = distances(predicted.z_cls[state, there], found.outcome[state, there])
-        true = away.diagonal().unsqueeze(1)
-        rank = 1 + (away < true).sum(1) + 0.5 * ((away == true).sum(1) - 1)
-        errors.append(predicted.error[state, there].numpy())
-        reciprocal.append((1 / rank).numpy())
-        episodes.append(np.full(len(there), found.states.episode[state]))
-    return np.concatenate(errors), np.concatenate(reciprocal), np.concatenate(episodes)

@@ -9,62 +9,20 @@ outcomes of all actions that the game did not end with. The latents ranked are t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iwm.data.branches import BranchSet
-from iwm.errors import ModelError
+from iwm.evaluation.play import ActionModel, Branches
+from iwm.evaluation.predictions import Given, Predicted, predict
 from iwm.evaluation.retrieval import distances
 from iwm.evaluation.statistics import Figure, bootstrap_mean, chance_mrr
-from iwm.models.iwm import Prediction
-from iwm.progress import Progress
 
 Array = np.ndarray[Any, Any]
 
-Mode = Literal["cls_only", "with_patches", "patches"]
-"""CLS predicted from CLS alone; CLS predicted with patches; the patches themselves."""
-
-MODES: tuple[Mode, ...] = ("cls_only", "with_patches", "patches")
-ARMS = ("model", "copy_last", "no_action", "shuffled_action")
-
-
-class ActionModel(Protocol):
-    """What is asked of an action-conditioned model (:class:`iwm.models.action.ActionIWM`)."""
-
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Action names."""
-        ...
-
-    @property
-    def history(self) -> int:
-        """Most frames of context, the present one included."""
-        ...
-
-    def parameters(self) -> Any:
-        """Weights; the first one's device is the model's."""
-        ...
-
-    def action_vectors(self, ids: Tensor, continuous: Tensor | None = None) -> Tensor:
-        """Positions in the vocabulary [...] -> vectors [..., A]."""
-        ...
-
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] -> z_cls [B, D], z_patches [B, P, D]."""
-        ...
-
-    def predict(
-        self,
-        z_cls: Tensor,
-        action: Tensor,
-        z_patches: Tensor | None = None,
-        history: Any | None = None,
-    ) -> Prediction:
-        """One step ahead."""
-        ...
+ARMS = ("model", "copy_last", "no_action", "wrong_action")
 
 
 @dataclass(frozen=True)
@@ -106,117 +64,120 @@ def rank_outcomes(distance: Array, distinct: Array, valid: Array) -> Ranked:
     return Ranked((1 / rank)[valid], hit[valid], (1 / merged)[valid])
 
 
-def positions(model: ActionModel, branches: BranchSet) -> Tensor:
-    """Where the game's actions stand in the model's vocabulary, int64 [A].
-
-    Raises:
-        ModelError: the model lacks one.
-    """
-    missing = [name for name in branches.vocabulary if name not in model.vocabulary]
-    if missing:
-        raise ModelError(
-            f"counterfactual set {branches.name}: action {missing[0]!r} is not among the "
-            f"model's: {', '.join(model.vocabulary)}"
-        )
-    return torch.tensor([model.vocabulary.index(name) for name in branches.vocabulary])
+def per_prediction(found: Branches, predicted: Predicted) -> tuple[Array, Array, Array]:
+    """Expected error, reciprocal rank among the true outcomes and episode, [M] each."""
+    away = _away(predicted.z_cls, found.outcome)
+    ranked = rank_outcomes(away, found.distinct, found.valid)
+    episode = np.repeat(found.states.episode, found.valid.sum(1))
+    return predicted.error.numpy()[found.valid], ranked.reciprocal, episode
 
 
-@torch.no_grad()
 def counterfactual(
     model: ActionModel,
-    branches: BranchSet,
+    found: Branches,
+    given: Given,
+    predicted: Predicted,
     *,
-    history: int,
-    mode: Mode,
     resamples: int = 1000,
     seed: int = 0,
-    batch_size: int = 32,
 ) -> dict[str, Figure]:
-    """Measure one model on one set; intervals are bootstrapped over episodes.
+    """Measure CLS predictions on one set; intervals are bootstrapped over episodes.
 
     Args:
-        model: in eval mode.
-        branches: N states.
-        history: frames of context given, the present one included; bounded by what the model
-            attends to and what the set holds.
-        mode: what is predicted from what.
+        model: predicts once more, with no action.
+        found: N states.
+        given: what the model was given beside the action.
+        predicted: for all states under every action.
         resamples: of the bootstrap.
-        seed: of the bootstrap and of the shuffled actions.
-        batch_size: states encoded at a time, each with its context and outcomes.
+        seed: of the bootstrap and of the wrong actions.
 
     Returns:
         Mean reciprocal rank of ``model``, ``copy_last`` (predict no change), ``no_action``
-        (zero action vector) and ``shuffled_action`` (another action's prediction), with
+        (zero action vector) and ``wrong_action`` (another action's prediction), with
         ``chance`` for the number of valid actions and ``ceiling``, what a perfect model gets
         where outcomes look alike; ``hit_at_1``, ``chance_hit_at_1``, ``ceiling_hit_at_1``;
         ``merged``, ``merged_chance``: the same with outcomes that look alike as one candidate;
-        ``indistinguishable``: share of states where at least two outcomes look alike.
-
-    Raises:
-        ModelError: an action that the model does not know, or frames of another size.
+        ``indistinguishable``: share of states where at least two outcomes look alike;
+        ``margin_copy``: by how much ``model`` is better than ``copy_last``.
     """
-    vectors = model.action_vectors(positions(model, branches)).cpu()
-    generator = torch.Generator().manual_seed(seed)
-    valid, distinct = np.asarray(branches.valid), np.asarray(branches.distinct)
-    ranked: dict[str, list[Ranked]] = {arm: [] for arm in ARMS}
-    label = f"counterfactual {branches.name} {mode}"
-    with Progress(label, len(branches), "states") as progress:
-        for begin in range(0, len(branches), batch_size):
-            rows = slice(begin, begin + batch_size)
-            guesses, outcome = _predict(model, branches, rows, vectors, history, mode)
-            guesses["shuffled_action"] = _shuffle(guesses["model"], valid[rows], generator)
-            for arm, guess in guesses.items():
-                found = distances(guess.flatten(2), outcome.flatten(2)).cpu().numpy()
-                ranked[arm].append(rank_outcomes(found, distinct[rows], valid[rows]))
-            progress.advance(len(valid[rows]))
-    return _figures(ranked, branches, resamples, seed)
-
-
-def _predict(
-    model: ActionModel,
-    branches: BranchSet,
-    rows: slice,
-    vectors: Tensor,
-    history: int,
-    mode: Mode,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Predictions of each arm but the shuffled, and outcomes: all [n, A, ...]."""
-    from iwm.models.action import History
-
-    device = next(model.parameters()).device
-    frames = np.array(branches.frames[rows])
-    count, context = frames.shape[:2]
-    choices = len(vectors)
-    keep = max(1, min(history, model.history, context))
-
-    def encode(images: Array) -> tuple[Tensor, Tensor]:
-        flat = torch.from_numpy(images.reshape(-1, *images.shape[-3:]))
-        return model.encode(flat.permute(0, 3, 1, 2).to(device))
-
-    cls, patches = encode(frames[:, -1])
-    repeat = torch.arange(count, device=device).repeat_interleave(choices + 1)
-    # The last of a state's rows is "no action".
-    given = torch.cat([vectors, torch.zeros_like(vectors[:1])]).repeat(count, 1).to(device)
-    past = None
-    if keep > 1:
-        earlier = encode(frames[:, -keep:-1])[0].view(count, keep - 1, -1)
-        taken = np.array(branches.actions[rows][:, -(keep - 1) :])
-        done = vectors[torch.from_numpy(taken)].to(device)
-        past = History(earlier[repeat], done[repeat])
-    found = model.predict(cls[repeat], given, None if mode == "cls_only" else patches[repeat], past)
-    outcome_cls, outcome_patches = encode(np.array(branches.outcomes[rows]))
-    if mode == "patches":
-        assert found.z_patches is not None
-        guess, present, outcome = found.z_patches, patches, outcome_patches
-    else:
-        guess, present, outcome = found.z_cls, cls, outcome_cls
-    guess = guess.reshape(count, choices + 1, -1)
-    arms = {
-        "model": guess[:, :choices],
-        "copy_last": present.view(count, 1, -1).expand(-1, choices, -1),
-        "no_action": guess[:, choices:].expand(-1, choices, -1),
+    nothing = predict(model, found.states, torch.zeros_like(found.states.actions[:, 0]), given)
+    arms = _arms(found.valid, predicted.z_cls, found.states.z_cls, nothing.z_cls, seed)
+    ranked = {
+        arm: rank_outcomes(_away(guess, found.outcome), found.distinct, found.valid)
+        for arm, guess in arms.items()
     }
-    return arms, outcome.view(count, choices, -1)
+    return _figures(ranked, found, resamples, seed)
+
+
+@torch.no_grad()
+def patch_counterfactual(
+    model: ActionModel, found: Branches, *, resamples: int = 1000, seed: int = 0, batch: int = 64
+) -> dict[str, dict[str, Figure]]:
+    """The same for what is predicted when the patches are given too.
+
+    Args:
+        model: predicts.
+        found: N states.
+        resamples: of the bootstrap.
+        seed: of the bootstrap and of the wrong actions.
+        batch: states at a time.
+
+    Returns:
+        ``with_patches``, for the predicted CLS, and ``patches``, for all of the predicted
+        patches. Figures as from :func:`counterfactual`.
+    """
+    device = next(model.parameters()).device
+    parts: dict[str, dict[str, list[Ranked]]] = {
+        mode: {arm: [] for arm in ARMS} for mode in ("with_patches", "patches")
+    }
+    for begin in range(0, len(found.states), batch):
+        rows = slice(begin, begin + batch)
+        cls, patches = found.states.z_cls[rows], found.states.z_patches[rows]
+        every = found.states.actions[rows]
+        # The last one is "no action".
+        told = [
+            model.predict(cls.to(device), actions.to(device), patches.to(device))
+            for actions in (*every.unbind(1), torch.zeros_like(every[:, 0]))
+        ]
+        guess_cls = torch.stack([one.z_cls.cpu() for one in told], 1)
+        guess_patches = torch.stack([one.z_patches.flatten(1).cpu() for one in told], 1)
+        compared = {
+            "with_patches": (guess_cls, cls, found.outcome[rows]),
+            "patches": (guess_patches, patches.flatten(1), found.outcome_patches[rows]),
+        }
+        valid, distinct = found.valid[rows], found.distinct[rows]
+        for mode, (guess, present, outcome) in compared.items():
+            arms = _arms(valid, guess[:, :-1], present, guess[:, -1], seed + begin)
+            for arm, latents in arms.items():
+                away = _away(latents, outcome)
+                parts[mode][arm].append(rank_outcomes(away, distinct, valid))
+    return {
+        mode: _figures({arm: _join(ones) for arm, ones in arms.items()}, found, resamples, seed)
+        for mode, arms in parts.items()
+    }
+
+
+def _join(ones: list[Ranked]) -> Ranked:
+    names = ("reciprocal", "hit", "merged")
+    return Ranked(*(np.concatenate([getattr(one, name) for one in ones]) for name in names))
+
+
+def _away(guess: Tensor, outcome: Tensor) -> Array:
+    """Distances [N, A, A] of predictions from outcomes, both [N, A, ...]."""
+    found: Array = distances(guess, outcome.flatten(2)).numpy()
+    return found
+
+
+def _arms(
+    valid: Array, guess: Tensor, present: Tensor, nothing: Tensor, seed: int
+) -> dict[str, Tensor]:
+    """Predictions [N, A, F] of every arm; ``present`` and ``nothing`` are [N, F]."""
+    return {
+        "model": guess,
+        "copy_last": present.unsqueeze(1).expand_as(guess),
+        "no_action": nothing.unsqueeze(1).expand_as(guess),
+        "wrong_action": _shuffle(guess, valid, torch.Generator().manual_seed(seed)),
+    }
 
 
 def _shuffle(guess: Tensor, valid: Array, generator: torch.Generator) -> Tensor:
@@ -227,22 +188,18 @@ def _shuffle(guess: Tensor, valid: Array, generator: torch.Generator) -> Tensor:
         if len(places) > 1:
             turn = int(torch.randint(1, len(places), (1,), generator=generator))
             order[state, places] = places.roll(turn)
-    index = order.to(guess.device).unsqueeze(-1).expand_as(guess)
-    return guess.gather(1, index)
+    return guess.gather(1, order.unsqueeze(-1).expand_as(guess))
 
 
 def _figures(
-    ranked: dict[str, list[Ranked]], branches: BranchSet, resamples: int, seed: int
+    ranked: dict[str, Ranked], found: Branches, resamples: int, seed: int
 ) -> dict[str, Figure]:
-    valid, distinct = np.asarray(branches.valid), np.asarray(branches.distinct)
+    valid, distinct = found.valid, found.distinct
     count = valid.sum(1)
-    episode = np.repeat(np.asarray(branches.episode), count)
+    episode = np.repeat(found.states.episode, count)
 
     def figure(values: Array, clusters: Array = episode) -> Figure:
         return bootstrap_mean(values, clusters, resamples=resamples, seed=seed)
-
-    def joined(arm: str, name: str) -> Array:
-        return np.concatenate([getattr(part, name) for part in ranked[arm]])
 
     # A perfect model: its distance is 0 for the true outcome alone.
     oracle = 1.0 - np.eye(valid.shape[1])[None].repeat(len(valid), 0)
@@ -250,16 +207,16 @@ def _figures(
     alike = ~distinct & valid[:, None, :] & valid[:, :, None]
     groups = np.where(valid, 1 / np.maximum(alike.sum(2), 1), 0.0).sum(1)
     merged_chance = np.array([chance_mrr(max(1, round(float(k)))) for k in groups])
+    model = ranked["model"]
     return {
-        **{arm: figure(joined(arm, "reciprocal")) for arm in ARMS},
+        **{arm: figure(one.reciprocal) for arm, one in ranked.items()},
+        "margin_copy": figure(model.reciprocal - ranked["copy_last"].reciprocal),
         "chance": figure(np.repeat([chance_mrr(int(k)) for k in count], count)),
         "ceiling": figure(best.reciprocal),
-        "hit_at_1": figure(joined("model", "hit")),
+        "hit_at_1": figure(model.hit),
         "chance_hit_at_1": figure(np.repeat(1 / count, count)),
         "ceiling_hit_at_1": figure(best.hit),
-        "merged": figure(joined("model", "merged")),
+        "merged": figure(model.merged),
         "merged_chance": figure(np.repeat(merged_chance, count)),
-        "indistinguishable": figure(
-            (alike.sum(2) > 1).any(1).astype(float), np.asarray(branches.episode)
-        ),
+        "indistinguishable": figure((alike.sum(2) > 1).any(1).astype(float), found.states.episode),
     }

@@ -159,7 +159,8 @@ def calibration_figures(
 def surprise_figures(turns: list[Calibrated], measure: str, boot: dict[str, int]) -> dict[str, Any]:
     """95th percentile of ordinary play and AUROC of every anomaly, for every measure.
 
-    The chosen ``measure`` stands at the top, all of them under ``measures``.
+    The chosen ``measure`` stands at the top, all of them under ``measures``. ``auroc`` is over
+    all recordings, ``auroc_of`` over each.
     """
     seen = [(turn.surprise, part) for turn in turns for part in turn.rest.ordinary]
     weights = balanced([part for _, part in seen])
@@ -186,6 +187,13 @@ def surprise_figures(turns: list[Calibrated], measure: str, boot: dict[str, int]
                 **boot,
             ),
             "auroc": {name: _auroc(both, kind, boot) for name, both in cases.items()},
+            "auroc_of": {
+                name: {
+                    where: _auroc([one for one in both if one[1].normal.name == where], kind, boot)
+                    for where in sorted({case.normal.name for _, case in both})
+                }
+                for name, both in cases.items()
+            },
         }
     shares = {
         f"{name}_share": constant(

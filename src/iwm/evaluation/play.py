@@ -248,15 +248,16 @@ class States:
 class Branches:
     """A branch set, encoded.
 
-    ``states`` is its context as a model sees it; ``outcome`` [N, A, D] the latents after each
-    action, ``valid`` bool [N, A], ``distinct`` bool [N, A, A] as in :class:`BranchSet`;
-    ``removed`` and ``teleported`` [N, D], meaningful where ``has_removed`` and
-    ``has_teleported`` bool [N].
+    ``states`` is its context as a model sees it; ``outcome`` [N, A, D] and ``outcome_patches``
+    [N, A, P, D] the latents after each action, ``valid`` bool [N, A], ``distinct`` bool
+    [N, A, A] as in :class:`BranchSet`; ``removed`` and ``teleported`` [N, D], meaningful where
+    ``has_removed`` and ``has_teleported`` bool [N].
     """
 
     source: BranchSet
     states: States
     outcome: Tensor
+    outcome_patches: Tensor
     valid: Array
     distinct: Array
     removed: Tensor
@@ -287,7 +288,7 @@ def encode_branches(model: ActionModel, source: BranchSet, label: int) -> Branch
 
         past, _ = latents(source.frames[:, context - keep : -1]) if keep > 1 else (None, None)
         z_cls, z_patches = latents(source.frames[:, -1])
-        outcome, _ = latents(source.outcomes)
+        outcome, outcome_patches = latents(source.outcomes)
         removed, _ = latents(source.removed)
         teleported, _ = latents(source.teleported)
     width = z_cls.shape[1]
@@ -308,6 +309,7 @@ def encode_branches(model: ActionModel, source: BranchSet, label: int) -> Branch
         source=source,
         states=states,
         outcome=outcome.view(count, len(choices), width),
+        outcome_patches=outcome_patches.view(count, len(choices), *outcome_patches.shape[1:]),
         valid=np.array(source.valid),
         distinct=np.array(source.distinct),
         removed=removed,

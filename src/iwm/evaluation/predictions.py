@@ -10,9 +10,9 @@ from torch import Tensor
 
 from iwm.evaluation.play import ActionModel, States, make_history
 
-Given = Literal["single", "history", "with_patches"]
-"""What the model is given beside the action: ``z_cls`` of the present frame alone, with its
-earlier frames, or with the present frame's patches."""
+Given = Literal["single", "history"]
+"""What the model is given beside the action: ``z_cls`` of the present frame alone, or with its
+earlier frames. Patches do not change the predicted CLS."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,12 @@ def predict(
     latents, errors = [], []
     for begin in range(0, len(states), batch):
         rows = slice(begin, begin + batch)
-        history, patches = None, None
+        history = None
         if given == "history":
             past = states.past_z[rows].to(device), states.past_action[rows].to(device)
             history = make_history(*past)
-        if given == "with_patches":
-            patches = states.z_patches[rows].to(device)
         found = model.predict(
-            states.z_cls[rows].to(device), actions[rows].to(device), patches, history
+            states.z_cls[rows].to(device), actions[rows].to(device), None, history
         )
         latents.append(found.z_cls.cpu())
         errors.append(found.log_error.exp().cpu())

@@ -93,7 +93,7 @@ def test_states_hold_what_was_done_and_what_could_have_been() -> None:
     states = states_of(model, play, at)
     following = play.z_cls[torch.from_numpy(at + 1)]
     assert torch.allclose(predict_claimed(model, states, "history").z_cls, following, atol=1e-3)
-    every = predict_every(model, states, "with_patches").z_cls
+    every = predict_every(model, states, "history").z_cls
     assert every.shape == (len(at), 4, 3)
     assert torch.allclose(every[:, 1] - every[:, 0], torch.tensor([20.0, 0, 0]), atol=1e-3)
     assert torch.equal(states.past_z[:, 0], play.z_cls[torch.from_numpy(at - 1)])
@@ -132,7 +132,11 @@ def test_the_whole_evaluation_of_a_known_world(tmp_path: Path) -> None:
         assert found["auroc"][name]["low"] > 0.95, name
     assert found["p95"]["mean"] == pytest.approx(2.0, abs=0.4)
     assert found["wrong_action_share"]["mean"] == 1
-    counterfactual = outcome.metrics["counterfactual"]["colours"]["cls_only"]
+    for name, figure in found["auroc"].items():  # one recording: the same figures
+        assert found["auroc_of"][name] == {"colours": figure}
+    modes = outcome.metrics["counterfactual"]["colours"]
+    assert set(modes) == {"cls_only", "cls_only_history", "with_patches", "patches"}
+    counterfactual = modes["cls_only"]
     assert counterfactual["model"]["mean"] > 0.95
     assert counterfactual["copy_last"]["mean"] < counterfactual["model"]["low"]
     assert outcome.metrics["rollout"]["k8"]["margin_copy"]["low"] > 0
@@ -143,7 +147,6 @@ def test_the_whole_evaluation_of_a_known_world(tmp_path: Path) -> None:
         "confidence",
         "surprise",
         "history",
-        "with_patches",
     }
     # The error head knows its noise: three dimensions of deviation one.
     assert outcome.calibration["error"]["measured"][0] == pytest.approx(1.6, abs=0.15)

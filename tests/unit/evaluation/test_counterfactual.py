@@ -14,8 +14,15 @@ from torch import Tensor
 
 from iwm.data.branches import BranchSet
 from iwm.errors import ModelError
-from iwm.evaluation.counterfactual import MODES, counterfactual, rank_outcomes
-from iwm.evaluation.statistics import chance_mrr
+from iwm.evaluation.counterfactual import (
+    counterfactual,
+    patch_counterfactual,
+    per_prediction,
+    rank_outcomes,
+)
+from iwm.evaluation.play import encode_branches
+from iwm.evaluation.predictions import predict_every
+from iwm.evaluation.statistics import Figure, chance_mrr
 from iwm.models.iwm import Prediction
 
 NAMES = ("stay", "red", "green", "blue")
@@ -25,7 +32,7 @@ SHIFT = np.array([(0, 0, 0), (40, 0, 0), (0, 40, 0), (0, 0, 40)])
 class Shifts:
     """Latents are mean colours; an action shifts one channel, or the model knows nothing."""
 
-    history, vocabulary = 3, ("other", *NAMES)
+    latent_dim, history, vocabulary = 3, 3, ("other", *NAMES)
 
     def __init__(self, knows: bool = True, constant: bool = False) -> None:
         self._knows, self._constant = knows, constant
@@ -35,7 +42,7 @@ class Shifts:
         return iter([torch.zeros(1)])
 
     def action_vectors(self, ids: Tensor, continuous: Tensor | None = None) -> Tensor:
-        return torch.nn.functional.one_hot(ids, 5).float()
+        return torch.nn.functional.one_hot(ids.clamp(min=0), 5) * (ids >= 0).unsqueeze(-1) * 1.0
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         z = images.double().mean((2, 3))
@@ -50,6 +57,9 @@ class Shifts:
         moved = z_cls * (0 if self._constant else 1) + shift
         patches = None if z_patches is None else moved[:, None].expand_as(z_patches)
         return Prediction(moved, patches, torch.zeros(len(moved)))
+
+    def rollout(self, z_cls: Tensor, actions: Tensor, history: Any = None) -> Prediction:
+        raise AssertionError("ranking outcomes takes one step")
 
 
 def colours(states: int = 40, twins: bool = False) -> BranchSet:
@@ -87,9 +97,18 @@ def colours(states: int = 40, twins: bool = False) -> BranchSet:
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+def measure(model: Any, branches: BranchSet, mode: str = "cls_only") -> dict[str, Figure]:
+    found = encode_branches(model, branches, 0)
+    if mode in ("with_patches", "patches"):
+        return patch_counterfactual(model, found, resamples=100, batch=7)[mode]
+    given: Any = {"cls_only": "single", "cls_only_history": "history"}[mode]
+    predicted = predict_every(model, found.states, given)
+    return counterfactual(model, found, given, predicted, resamples=100)
+
+
+@pytest.mark.parametrize("mode", ["cls_only", "cls_only_history", "with_patches", "patches"])
 def test_an_oracle_gets_everything_and_the_baselines_do_not(mode: Any) -> None:
-    figures = counterfactual(Shifts(), colours(), history=1, mode=mode)
+    figures = measure(Shifts(), colours(), mode)
     assert figures["model"]["mean"] == figures["hit_at_1"]["mean"] == 1.0
     assert figures["merged"]["mean"] == figures["ceiling"]["mean"] == 1.0
     assert figures["chance"]["mean"] == pytest.approx(chance_mrr(4))
@@ -97,19 +116,19 @@ def test_an_oracle_gets_everything_and_the_baselines_do_not(mode: Any) -> None:
     # "stay" is right, the others tie behind it: ranks 1, 3, 3, 3.
     for arm in ("copy_last", "no_action"):
         assert figures[arm]["mean"] == pytest.approx((1 + 3 / 3) / 4)
-    assert figures["shuffled_action"]["mean"] < 0.5
+    assert figures["wrong_action"]["mean"] < 0.5
     assert figures["indistinguishable"]["mean"] == 0
 
 
 def test_a_collapsed_model_gets_the_middle_rank() -> None:
-    figures = counterfactual(Shifts(False, constant=True), colours(), history=1, mode="cls_only")
+    figures = measure(Shifts(False, constant=True), colours())
     assert figures["model"]["mean"] == pytest.approx(1 / 2.5)
     assert figures["hit_at_1"]["mean"] == 0.25
 
 
 def test_outcomes_that_look_alike_share_their_place() -> None:
     branches = colours(twins=True)
-    figures = counterfactual(Shifts(), branches, history=1, mode="cls_only")
+    figures = measure(Shifts(), branches)
     assert figures["ceiling"]["mean"] == pytest.approx((1 + 1 + 2 / 3 + 2 / 3) / 4)
     assert figures["ceiling_hit_at_1"]["mean"] == 0.75
     assert figures["merged_chance"]["mean"] == pytest.approx(chance_mrr(3))
@@ -119,20 +138,22 @@ def test_outcomes_that_look_alike_share_their_place() -> None:
 def test_history_ended_games_and_unknown_actions() -> None:
     branches = colours()
     model = Shifts()
-    for history, context in ((1, ()), (2, (1, 3)), (9, (2, 3))):
+    for mode, contexts in (("cls_only", {()}), ("cls_only_history", {(2, 3)})):
         model.contexts.clear()
-        counterfactual(model, branches, history=history, mode="cls_only", resamples=100)
-        assert set(model.contexts) == {context}
+        measure(model, branches, mode)
+        assert set(model.contexts) == contexts
     valid = branches.valid.copy()
     valid[:, 3] = False
     ended = dataclasses.replace(branches, valid=valid)
-    figures = counterfactual(model, ended, history=1, mode="cls_only")
+    figures = measure(model, ended)
+    encoded = encode_branches(model, ended, 0)
+    _, reciprocal, episode = per_prediction(encoded, predict_every(model, encoded.states, "single"))
+    assert reciprocal.mean() == 1.0
+    assert len(reciprocal) == len(episode) == 3 * 40
     assert figures["chance"]["mean"] == pytest.approx(chance_mrr(3))
     assert (figures["model"]["mean"], figures["model"]["n"]) == (1.0, 3 * 40)
-    with pytest.raises(ModelError, match="action 'jump' is not among the model's: other, stay"):
-        counterfactual(
-            model, dataclasses.replace(branches, vocabulary=("jump",)), history=1, mode="patches"
-        )
+    with pytest.raises(ModelError, match="branch set colours has the action 'jump'"):
+        measure(model, dataclasses.replace(branches, vocabulary=("jump",)))
 
 
 @given(st.integers(2, 6), st.integers(0, 2**31), st.booleans())
