@@ -16,7 +16,6 @@ zeros means "not known". The augmentation part has the meaning it has in Phase 1
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -25,24 +24,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iwm.data.augment import AUG_DIM, JITTER, jitter, to_float
+from iwm.data.augment import AUG_DIM, JITTER, to_float
 from iwm.errors import ModelError
 from iwm.models.action_config import ActionConfig
+from iwm.models.action_learning import ActionLearning, Played
+from iwm.models.action_windows import augment_windows
 from iwm.models.dynamics import Dynamics, Past
 from iwm.models.encoder import Encoder, load_state
 from iwm.models.iwm import Prediction
 from iwm.models.predictor import normalise
 from iwm.models.saving import WEIGHTS_FILE, read_config, read_weights, save_model
-from iwm.objectives.collapse import covariance_loss, deviation, effective_rank, variance_loss
-from iwm.objectives.contrast import action_contrast, frame_contrast
+from iwm.objectives.collapse import deviation, effective_rank
 from iwm.objectives.gather import Part
-from iwm.objectives.jepa import error_of
 from iwm.settings import parse, to_dict
 
 NAME = "action"
-# The habit head's outputs are scaled, so that it follows the policy within a few hundred steps.
-_HABIT_SCALE = 10.0
-_MAX_SHARPNESS = 100.0
 
 
 class Windows(Protocol):
@@ -80,26 +76,12 @@ class ActionIWM(nn.Module):
         self.dynamics = Dynamics(config, self.aug_dim)
         self._draw: tuple[torch.Generator, Part | None] = (torch.default_generator, None)
         self._statistics = True
-        self._trainable = trainable
+        self.learning: ActionLearning | None = None
         if not trainable:
             return
         if config.encoder.weights:
             self.encoder.load_timm(config.encoder.weights)
-        width, objective = config.encoder.width, config.objective
-        names, numbers = len(config.vocabulary), config.action_dim
-        if objective.inverse:
-            self.inverse = nn.Sequential(
-                nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, names + numbers)
-            )
-        if objective.action_contrast and names:
-            # The policy's habit, p(action | frame, action before): see `action_contrast`.
-            last = nn.Linear(width, names)
-            nn.init.zeros_(last.weight)
-            self.habit = nn.Sequential(nn.Linear(width + self.aug_dim, width), nn.GELU(), last)
-        if objective.contrast or objective.action_contrast:
-            self.log_sharpness = nn.Parameter(torch.tensor(-math.log(objective.temperature)))
-        self.progress: Tensor
-        self.register_buffer("progress", torch.zeros(()))
+        self.learning = ActionLearning(config, self.aug_dim)
 
     # -- what a served model does ------------------------------------------------------
 
@@ -240,7 +222,8 @@ class ActionIWM(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Rollouts grow with ``progress``, the share of training done."""
-        self.progress.fill_(progress)
+        assert self.learning is not None
+        self.learning.progress.fill_(progress)
 
     def blocks(self) -> list[nn.Module]:
         """The repeated parts, each of which is compiled, and sharded, as a unit."""
@@ -253,230 +236,30 @@ class ActionIWM(nn.Module):
         Raises:
             ModelError: windows of fewer than two frames.
         """
-        assert self._trainable, "a model loaded without trainable=True cannot train"
+        assert self.learning is not None, "a model loaded without trainable=True cannot train"
         if batch.images.shape[1] < 2:
             raise ModelError("training on actions needs windows of at least two frames")
-        c, generator = self.config.objective, self._draw[0]
-        part = self._draw[1] or Part.whole(len(batch.images))
-        ids = batch.action[:, :-1]
+        generator, part = self._draw[0], self._draw[1] or Part.whole(len(batch.images))
         numbers = None if batch.action_vector is None else batch.action_vector[:, :-1]
-        images, ids, augmentation = self._augment(to_float(batch.images), ids, part, generator)
+        images, ids, jitters = augment_windows(
+            to_float(batch.images), batch.action[:, :-1], self.config, part, generator
+        )
         actions = self.action_vectors(ids, numbers)
-        actions[..., :JITTER] = augmentation
-        known = (ids >= 0) if numbers is None else torch.ones_like(ids, dtype=torch.bool)
-
-        cls, patches = self._latents(images.flatten(0, 1))
-        cls, patches = (z.view(*batch.images.shape[:2], *z.shape[1:]) for z in (cls, patches))
-        terms: dict[str, tuple[float, Tensor]] = {}
-        accuracy: dict[str, Tensor] = {}
-        seen = part.gather(known.float().sum(1)).sum().clamp_min(1.0)
-        known_share = part.world / seen
-        here, outcome = cls[:, :-1], cls[:, 1:]
-        if c.contrast or c.action_contrast:
-            terms |= self._contrasts(cls, actions, ids, known, part, known_share, generator)
-        terms |= self._predictions(cls.detach(), patches.detach(), actions, part, generator)
-        if c.inverse:
-            loss, right = self._inverse_loss(here, outcome, ids, numbers, known)
-            terms["inverse"] = (c.inverse, known_share * loss)
-            accuracy["inverse_accuracy"] = known_share * right
-        if c.variance or c.covariance:
-            every = part.gather(cls[:, 0])
-            terms["variance"] = (c.variance, variance_loss(every))
-            terms["covariance"] = (c.covariance, covariance_loss(every))
+        actions[..., :JITTER] = jitters
+        latents = self._latents(images.flatten(0, 1))
+        cls, patches = (z.view(*batch.images.shape[:2], *z.shape[1:]) for z in latents)
+        played = Played(cls, patches, actions, ids, numbers, part, generator)
+        terms, figures = self.learning(self.dynamics, played)
 
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         logs = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
-        logs |= {name: value.detach() for name, value in accuracy.items()}
+        logs |= {name: value.detach() for name, value in figures.items()}
         if self._statistics:
             every = part.gather(cls[:, 0].detach())
             logs["effective_rank"] = effective_rank(every)
             logs["mean_std"] = deviation(every).mean()
             logs["min_std"] = deviation(every).min()
         return loss, logs
-
-    def _contrasts(
-        self,
-        cls: Tensor,
-        actions: Tensor,
-        ids: Tensor,
-        known: Tensor,
-        part: Part,
-        known_share: Tensor,
-        generator: torch.Generator,
-    ) -> dict[str, tuple[float, Tensor]]:
-        """What makes the latents: outcomes and actions are told apart. Reaches the encoder."""
-        c = self.config.objective
-        here, outcome = cls[:, :-1], cls[:, 1:]
-        # At about half of the steps actions are tried from the frame alone, as for clients that
-        # keep no history.
-        remember = (torch.rand(ids.shape[1], generator=generator) < 0.5).to(ids.device)
-        features, _ = self.dynamics(here, actions, self._others(actions, ids, part), remember)
-        predicted = self.dynamics.next_cls(here.unsqueeze(2), features)
-        taken, tried = predicted[:, :, 0], predicted[:, :, 1:]
-        terms: dict[str, tuple[float, Tensor]] = {}
-        if c.contrast:
-            own = _own_places(part.total, cls.shape[1], cls.device)
-            frames = part.gather(cls).flatten(0, 1)
-            both = [part.gather(each).flatten(0, 1) for each in (taken, tried[:, :, 0])]
-            terms["contrast"] = (
-                c.contrast,
-                frame_contrast(torch.cat(both), frames, own.repeat(2), self._sharpness()),
-            )
-        if c.action_contrast:
-            wanted = known.flatten()
-            habit, habit_loss = self._habit(here, actions, ids, known, remember)
-            each = action_contrast(
-                tried.flatten(0, 1)[wanted],
-                outcome.flatten(0, 1)[wanted],
-                self._sharpness(),
-                None if habit is None else habit[wanted],
-            )
-            terms["action_contrast"] = (c.action_contrast, known_share * each.sum())
-            if habit_loss is not None:
-                terms["habit"] = (1.0, known_share * habit_loss)
-        return terms
-
-    def _predictions(
-        self,
-        cls: Tensor,
-        patches: Tensor,
-        actions: Tensor,
-        part: Part,
-        generator: torch.Generator,
-    ) -> dict[str, tuple[float, Tensor]]:
-        """Squared errors of what is served: with history, from the frame alone, without the
-        action, along rollouts, of patches. The latents are constants here: errors would teach
-        the encoder what is easy to predict, which is what never changes.
-        """
-        c = self.config.objective
-        here, goal = cls[:, :-1], cls[:, 1:]
-        share = part.weight(len(cls), part.total)
-        nothing = torch.zeros_like(actions)
-        nothing[..., :AUG_DIM] = actions[..., :AUG_DIM]
-        features, past = self.dynamics(here, actions, torch.stack([actions, nothing], dim=2))
-        predicted = self.dynamics.next_cls(here.unsqueeze(2), features)
-        goals = goal.unsqueeze(2).expand_as(predicted)
-        told = self.dynamics.log_error(features)
-        terms = {
-            "prediction": (c.prediction, share * F.mse_loss(predicted, goals)),
-            "error_head": (1.0, share * _error_head_loss(told, predicted, goals)),
-        }
-        if c.rollout:
-            taken = predicted[:, :, 0]
-            rolled = self._rollout_losses(taken, actions, goal, past, generator)
-            if rolled is not None:
-                terms["rollout"] = (c.rollout, share * rolled[0])
-                terms["rollout_error_head"] = (1.0, share * rolled[1])
-        if c.patches:
-            at = int(torch.randint(here.shape[1], (1,), generator=generator))
-            guess = self.dynamics.next_patches(features[:, at, 0], patches[:, at], actions[:, at])
-            terms["patches"] = (c.patches, share * F.mse_loss(guess, patches[:, at + 1]))
-        return terms
-
-    def _sharpness(self) -> Tensor:
-        return self.log_sharpness.exp().clamp(max=_MAX_SHARPNESS)
-
-    def _augment(
-        self, images: Tensor, ids: Tensor, part: Part, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mirror and jitter whole windows; returns the jitters' differences [B, T - 1, 4]."""
-        a, (batch, length) = self.config.augment, images.shape[:2]
-        device = images.device
-        if a.mirror:
-            drawn = torch.rand(part.total, generator=generator)[part.rows].to(device)
-            flipped = drawn < a.mirror_share
-            images = torch.where(flipped.view(-1, 1, 1, 1, 1), images.flip(-1), images)
-            exchange = torch.arange(len(self.vocabulary))
-            for left, right in a.mirror:
-                i, j = self.vocabulary.index(left), self.vocabulary.index(right)
-                exchange[i], exchange[j] = j, i
-            mirrored = exchange.to(device)[ids.clamp_min(0)]
-            ids = torch.where(flipped[:, None] & (ids >= 0), mirrored, ids)
-        if not a.jitter_share:
-            return images, ids, images.new_zeros(batch, length - 1, JITTER)
-        strength = torch.tensor(a.jitter)
-        drawn = 2 * torch.rand(part.total, length, JITTER, generator=generator) - 1
-        chosen = torch.rand(part.total, 1, 1, generator=generator) < a.jitter_share
-        parameters = (drawn * strength * chosen)[part.rows].to(device)
-        rows = chosen[part.rows].flatten().to(device)
-        if rows.any():
-            images = images.clone()
-            changed = jitter(images[rows].flatten(0, 1), parameters[rows].flatten(0, 1))
-            images[rows] = changed.view(-1, *images.shape[1:])
-        return images, ids, parameters[:, 1:] - parameters[:, :-1]
-
-    def _others(self, actions: Tensor, ids: Tensor, part: Part) -> Tensor:
-        """The action taken, and others that might have been: [B, T - 1, 1 + M, A]."""
-        names = len(self.config.vocabulary)
-        if not self.config.objective.action_contrast:
-            return actions.unsqueeze(2)
-        if names:
-            others = actions.unsqueeze(2).repeat(1, 1, names, 1)
-            shifts = torch.arange(names, device=ids.device)
-            one_hot = F.one_hot((ids.clamp_min(0).unsqueeze(-1) + shifts) % names, names)
-            others[..., AUG_DIM : AUG_DIM + names] = one_hot.to(others.dtype)
-            return others
-        # Other rows' actions at the same step, spread over the global batch.
-        everyone = part.gather(actions)
-        count = self.config.objective.negatives
-        places = torch.arange(part.rows.start, part.rows.stop, device=ids.device)
-        jumps = torch.arange(count + 1, device=ids.device) * max(1, part.total // (count + 1))
-        return everyone[(places[:, None] + jumps) % part.total].transpose(1, 2)
-
-    def _habit(
-        self, here: Tensor, actions: Tensor, ids: Tensor, known: Tensor, remember: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Log-probabilities [P, 1 + M] of the actions as `_others` orders them, and their loss."""
-        names = len(self.config.vocabulary)
-        if not names:
-            return None, None
-        before = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
-        before = before * remember[None, :, None]
-        logits = _HABIT_SCALE * self.habit(torch.cat([here.detach(), before], dim=-1))
-        log_probability = logits.float().log_softmax(-1)
-        order = (ids.clamp_min(0).unsqueeze(-1) + torch.arange(names, device=ids.device)) % names
-        ordered = log_probability.gather(-1, order)
-        return ordered.detach().flatten(0, 1), -ordered[..., 0][known].sum()
-
-    def _inverse_loss(
-        self, here: Tensor, outcome: Tensor, ids: Tensor, numbers: Tensor | None, known: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Sum over known transitions, and how many named actions were recovered."""
-        recovered = self.inverse(torch.cat([here, outcome], dim=-1))[known].float()
-        names = len(self.config.vocabulary)
-        loss, right = recovered.sum() * 0.0, recovered.new_zeros(())
-        if names:
-            named = ids[known]
-            loss = loss + F.cross_entropy(
-                recovered[:, :names], named, ignore_index=-1, reduction="sum"
-            )
-            right = (recovered[:, :names].argmax(-1) == named).float().sum()
-        if numbers is not None:
-            squared = (recovered[:, names:] - numbers[known]).square()
-            loss = loss + squared.mean(-1).sum()
-        return loss, right
-
-    def _rollout_losses(
-        self, taken: Tensor, actions: Tensor, goal: Tensor, past: Past, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor] | None:
-        """Of predictions from predictions, after a random number of real frames: their error,
-        and their error head's.
-        """
-        first, last = self.config.objective.rollout_steps
-        length = taken.shape[1]
-        steps = min(length, round(first + (last - first) * float(self.progress)))
-        if steps < 2:
-            return None
-        most = min(self.config.history, length - steps + 1)
-        context = 1 + int(torch.randint(most, (1,), generator=generator))
-        latent, seen = taken[:, context - 1], past.first(context)
-        latents, told = [], []
-        for place in range(context, context + steps - 1):
-            feature, latent, seen = self.dynamics.step(latent, actions[:, place], seen)
-            latents.append(latent)
-            told.append(self.dynamics.log_error(feature))
-        rolled, true = torch.stack(latents, 1), goal[:, context : context + steps - 1]
-        return F.mse_loss(rolled, true), _error_head_loss(torch.stack(told, 1), rolled, true)
 
     # -- on disk -----------------------------------------------------------------------
 
@@ -502,17 +285,6 @@ class ActionIWM(nn.Module):
         released = nn.ModuleDict({"encoder": model.encoder, "dynamics": model.dynamics})
         load_state(released, read_weights(folder), str(folder / WEIGHTS_FILE))
         return model.train(trainable)
-
-
-def _error_head_loss(told: Tensor, predicted: Tensor, goal: Tensor) -> Tensor:
-    actual = error_of(predicted.detach(), goal).clamp_min(1e-6).log()
-    return F.smooth_l1_loss(told.float(), actual)
-
-
-def _own_places(rows: int, length: int, device: torch.device) -> Tensor:
-    """Where among [rows * length] frames the outcomes of [rows * (length - 1)] steps stand."""
-    start = torch.arange(rows, device=device)[:, None] * length
-    return (start + torch.arange(1, length, device=device)).flatten()
 
 
 def model_config(settings: dict[str, Any], where: str = "model") -> ActionConfig:

@@ -12,6 +12,7 @@ from iwm.data.augment import AUG_DIM, jitter
 from iwm.data.batch import Batch
 from iwm.errors import ConfigError, ModelError
 from iwm.models.action import ActionIWM, History
+from iwm.models.action_windows import augment_windows
 from iwm.models.registry import create_model, load_model
 from iwm.objectives.contrast import action_contrast, frame_contrast, squared_distance
 from iwm.objectives.gather import Part
@@ -119,7 +120,8 @@ def test_other_actions_are_predicted_with_history_only_where_it_is_remembered() 
     batch = windows(3, 4)
     latents = torch.randn(3, 4, 32)
     actions = model.action_vectors(batch.action)
-    others = model._others(actions, batch.action, Part.whole(3))
+    assert model.learning is not None
+    others = model.learning.others(actions, batch.action, Part.whole(3))
     assert others.shape == (3, 4, len(NAMES), model.aug_dim)
     assert torch.equal(others[:, :, 0], actions)
     remember = torch.tensor([False, False, True, False])
@@ -156,8 +158,8 @@ def test_a_mirrored_window_is_the_window_seen_in_a_mirror() -> None:
     batch = windows(2, 3)
     images = batch.images.float() / 255
     generator = torch.Generator().manual_seed(0)
-    flipped, ids, difference = model._augment(
-        images, batch.action[:, :-1], Part.whole(2), generator
+    flipped, ids, difference = augment_windows(
+        images, batch.action[:, :-1], model.config, Part.whole(2), generator
     )
     torch.testing.assert_close(flipped, images.flip(-1))
     assert torch.equal(ids, torch.tensor([0, 2, 1])[batch.action[:, :-1]])
@@ -169,7 +171,9 @@ def test_jitter_differences_are_the_augmentation_part_of_the_action() -> None:
     batch = windows(2, 3)
     still = batch.images[:, :1].expand(-1, 3, -1, -1, -1).float() / 255
     generator = torch.Generator().manual_seed(0)
-    images, _, difference = model._augment(still, batch.action[:, :-1], Part.whole(2), generator)
+    images, _, difference = augment_windows(
+        still, batch.action[:, :-1], model.config, Part.whole(2), generator
+    )
     for step in range(2):
         torch.testing.assert_close(
             jitter(images[:, step], difference[:, step]), images[:, step + 1], atol=1e-4, rtol=1e-4
