@@ -156,23 +156,25 @@ def _start_from(earlier: str, phase: str, model: Any) -> str:
 
 
 def _pictures(phase: str, model: Any, batches: Any) -> list[Any]:
-    """Example pairs of views, as the model meets them; none for models without views."""
-    if not hasattr(model.config, "augment"):
-        return []
+    """What the model meets in training: pairs of views of a frame, or windows of frames."""
     import torch
 
     from iwm.data.augment import make_views, sample_views
+    from iwm.data.config import AugmentConfig
     from iwm.evaluation.pictures import as_picture, strips
 
-    images = next(batches.epoch(0)).images[:6, 0]
-    drawn = sample_views(len(images), model.config.augment, torch.Generator().manual_seed(0))
-    rows = zip(images / 255, *make_views(images, drawn), strict=True)
-    path = MODELS / phase / "views.png"
-    strips(
-        [[as_picture(view) for view in row] for row in rows],
-        ("frame", "source view", "target view"),
-        path,
-    )
+    windows = next(batches.epoch(0)).images[:6]
+    augment = getattr(model.config, "augment", None)
+    if isinstance(augment, AugmentConfig):
+        images = windows[:, 0]
+        drawn = sample_views(len(images), augment, torch.Generator().manual_seed(0))
+        rows = list(zip(images / 255, *make_views(images, drawn), strict=True))
+        path, titles = MODELS / phase / "views.png", ("frame", "source view", "target view")
+    else:
+        rows = [tuple(window / 255) for window in windows]
+        path = MODELS / phase / "windows.png"
+        titles = tuple(f"step {step}" for step in range(windows.shape[1]))
+    strips([[as_picture(view) for view in row] for row in rows], titles, path)
     return [path]
 
 
