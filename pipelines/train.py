@@ -169,11 +169,11 @@ def _pictures(phase: str, model: Any, batches: Any) -> list[Any]:
         images = windows[:, 0]
         drawn = sample_views(len(images), augment, torch.Generator().manual_seed(0))
         rows = list(zip(images / 255, *make_views(images, drawn), strict=True))
-        path, titles = MODELS / phase / "views.png", ("frame", "source view", "target view")
+        path, titles = MODELS / phase / "views.png", ["frame", "source view", "target view"]
     else:
         rows = [tuple(window / 255) for window in windows]
         path = MODELS / phase / "windows.png"
-        titles = tuple(f"step {step}" for step in range(windows.shape[1]))
+        titles = [f"step {step}" for step in range(windows.shape[1])]
     strips([[as_picture(view) for view in row] for row in rows], titles, path)
     return [path]
 
