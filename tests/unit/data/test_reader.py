@@ -45,6 +45,18 @@ def test_vocabulary(tiny_store: ShardStore) -> None:
         tiny_store.vocabulary("three")
 
 
+def test_actions_in_another_vocabulary(tiny_store: ShardStore) -> None:
+    assert tiny_store.all_actions() == ACTIONS
+    own = tiny_store.actions()
+    turned = tiny_store.actions([*reversed(ACTIONS), "jump"])
+    np.testing.assert_array_equal(turned[own >= 0], len(ACTIONS) - 1 - own[own >= 0])
+    np.testing.assert_array_equal(turned < 0, own < 0)
+    only = tiny_store.actions(ACTIONS, ["two"])
+    assert (only[tiny_store.recording_ids == 0] == -1).all()
+    with pytest.raises(DataError, match=rf"one has the action {ACTIONS[1]!r}.*lacks: up, dive"):
+        tiny_store.actions(["up", "dive", ACTIONS[0]])
+
+
 def test_an_empty_split_says_so(tmp_path: Path) -> None:
     write_store(tmp_path / "s", episodes=2, steps=3, splits=("train",))
     with pytest.raises(DataError, match="the split val is empty"):
