@@ -130,6 +130,8 @@ def control(
                 )
             for number, task in enumerate(tasks):
                 for name, arm in arms.items():
+                    if name == "oracle" and number >= (config.oracle_tasks or config.tasks):
+                        continue
                     attempt = _attempt(arm, source, task, actions, eye, config, number)
                     attempts.setdefault(name, []).append(attempt)
                 progress.advance(1)

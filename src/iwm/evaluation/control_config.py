@@ -66,6 +66,8 @@ class ControlConfig:
     oracle_solver: SolverConfig | None = None
     """``played``: the oracle arm's smaller budget, since it plays every candidate in the game;
     ``None`` leaves the arm out."""
+    oracle_tasks: Positive | None = None
+    """The oracle arm plays only so many of each seed's tasks; ``None``: all."""
     temporal: DistanceConfig = DistanceConfig()
     cloning: CloningConfig = CloningConfig()
     bootstrap: Annotated[int, Field(ge=100)] = 1000
