@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,9 @@ class Encoder(nn.Module):
     def load_timm(self, path: str) -> None:
         """Start from a local safetensors file of a timm ViT of the same shape.
 
+        Its image size may be another: position embeddings of a square grid of tokens are
+        resampled (bicubic, antialiased) to this model's grid.
+
         Raises:
             ModelError: the file is missing, unreadable, or of another shape.
         """
@@ -152,7 +156,22 @@ class Encoder(nn.Module):
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be read as safetensors: {error}") from None
         weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+        places = weights.get("pos_embed")
+        if places is not None and places.shape != self.vit.pos_embed.shape:
+            weights["pos_embed"] = self._resampled(places)
         load_state(self.vit, weights, path)
+
+    def _resampled(self, places: Tensor) -> Tensor:
+        """Position embeddings [1, 1 + n * n, D] on this grid: [1, 1 + N, D]; others as they are."""
+        from timm.layers import resample_abs_pos_embed
+
+        if places.ndim != 3 or places.shape[1] < 2:
+            return places
+        # timm takes the grid for a square without asking whether it is one.
+        if math.isqrt(places.shape[1] - 1) ** 2 != places.shape[1] - 1:
+            return places
+        resampled: Tensor = resample_abs_pos_embed(places, list(self._grid))
+        return resampled
 
 
 def load_state(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:

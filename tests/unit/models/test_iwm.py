@@ -271,7 +271,53 @@ def test_timm_weights_are_loaded_from_a_local_file(tmp_path: Path) -> None:
     assert torch.equal(model.encoder.vit.cls_token, donor.cls_token)
     assert model.online is not None
     assert torch.equal(model.online.vit.cls_token, donor.cls_token)
-    with pytest.raises(ModelError, match=r"vit.safetensors: pos_embed has shape"):
+    with pytest.raises(ModelError) as caught:
         tiny(encoder={"patch": 16, "weights": str(path), **SHAPE})
+    assert str(caught.value) == (
+        f"{path}: patch_embed.proj.weight has shape [32, 3, 8, 8], the model's has [32, 3, 16, 16]"
+    )
     with pytest.raises(ModelError, match=r"absent\.safetensors"):
         tiny(encoder={"patch": 8, "weights": str(tmp_path / "absent.safetensors"), **SHAPE})
+
+
+@pytest.mark.parametrize("size", [[96, 96], [96, 64], [32, 32]])
+def test_timm_weights_of_another_image_size_keep_their_places(
+    tmp_path: Path, size: list[int]
+) -> None:
+    import timm
+
+    torch.manual_seed(1)
+    donor = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=1, num_heads=2, num_classes=10
+    )
+    # A position embedding that grows linearly downwards can be read on any grid.
+    with torch.no_grad():
+        donor.pos_embed[:, 0] = 7.0
+        donor.pos_embed[0, 1:] = torch.arange(4.0).repeat_interleave(4)[:, None]
+    path = tmp_path / "vit.safetensors"
+    timm.models.save_for_hf(donor, str(tmp_path), safe_serialization=True)
+    (tmp_path / "model.safetensors").rename(path)
+
+    model = tiny(image_size=size, encoder={"patch": 16, "weights": str(path), **SHAPE})
+    assert torch.equal(model.encoder.vit.blocks[0].mlp.fc1.weight, donor.blocks[0].mlp.fc1.weight)
+    places = model.encoder.vit.pos_embed
+    rows, columns = model.config.grid
+    assert places.shape == (1, 1 + rows * columns, 32)
+    assert (places[:, 0] == 7.0).all()
+    grid = places[0, 1:].view(rows, columns, 32)
+    assert (grid.diff(dim=0) > 0).all()
+    torch.testing.assert_close(grid, grid[:, :1].expand_as(grid))
+    torch.testing.assert_close(grid.mean(), torch.tensor(1.5), atol=0.05, rtol=0)
+    assert model.eval().encode(frames(2, 96)[..., : size[0], : size[1]])[0].shape == (2, 32)
+
+
+@pytest.mark.parametrize("shape", [(1, 13, 32), (1, 17, 16), (17, 32)])
+def test_position_embeddings_that_cannot_be_resampled_are_named(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """No square grid, another width, another rank."""
+    path = tmp_path / "vit.safetensors"
+    weights = {k: v.clone() for k, v in tiny().encoder.vit.state_dict().items()}
+    save_file({**weights, "pos_embed": torch.zeros(shape)}, path)
+    with pytest.raises(ModelError, match=r"pos_embed has shape \[.*the model's has \[1, 17, 32\]"):
+        tiny(encoder={"patch": 8, "weights": str(path), **SHAPE})
