@@ -24,7 +24,7 @@ def encoder_of(model: IWM, batch_size: int = 256) -> Encode:
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
-        chunks = images.split(batch_size)
+        chunks = torch.split(images, batch_size)
         return torch.cat([model.encode(chunk.to(device))[0].cpu() for chunk in chunks])
 
     return encode

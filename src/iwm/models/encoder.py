@@ -157,13 +157,14 @@ class Encoder(nn.Module):
             raise ModelError(f"{path}: cannot be read as safetensors: {error}") from None
         weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
         places = weights.get("pos_embed")
-        if places is not None and places.shape != self.vit.pos_embed.shape:
+        own: Tensor = self.vit.state_dict()["pos_embed"]
+        if places is not None and places.shape != own.shape:
             weights["pos_embed"] = self._resampled(places)
         load_state(self.vit, weights, path)
 
     def _resampled(self, places: Tensor) -> Tensor:
         """Position embeddings [1, 1 + n * n, D] on this grid: [1, 1 + N, D]; others as they are."""
-        from timm.layers import resample_abs_pos_embed
+        from timm.layers.pos_embed import resample_abs_pos_embed
 
         if places.ndim != 3 or places.shape[1] < 2:
             return places
