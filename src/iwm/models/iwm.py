@@ -94,7 +94,9 @@ class IWM(nn.Module):
                 scale[: len(ACTION_FIELDS)] = torch.tensor(action_scale(config.augment))
                 self.register_buffer("inverse_scale", scale, persistent=False)
             if config.objective.sigreg:
-                # SIGReg needs latents free of LayerNorm's shape: a BatchNorm projector.
+                # SIGReg needs latents free of LayerNorm's shape: a BatchNorm projector. It reads
+                # the latents that are predicted and served; of raw ones it could change a length
+                # that normalising takes away again.
                 self.projector = nn.Sequential(
                     nn.Linear(width, width, bias=False), nn.BatchNorm1d(width)
                 )
