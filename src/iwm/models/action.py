@@ -171,7 +171,7 @@ class ActionIWM(nn.Module):
                 the predicted CLS.
             history: earlier frames, or ``None``.
         """
-        feature, predicted, _ = self.dynamics.step(z_cls, action, self._past(history))
+        feature, predicted, _ = self.dynamics.step(z_cls, action, self.past(history))
         patches = None
         if z_patches is not None:
             patches = self.dynamics.next_patches(feature, z_patches, action).float()
@@ -189,7 +189,7 @@ class ActionIWM(nn.Module):
         Returns:
             ``z_cls`` [B, K, D] and ``log_error`` [B, K].
         """
-        past, latent = self._past(history), z_cls
+        past, latent = self.past(history), z_cls
         latents, errors = [], []
         for step in range(actions.shape[1]):
             feature, latent, past = self.dynamics.step(latent, actions[:, step], past)
@@ -197,7 +197,8 @@ class ActionIWM(nn.Module):
             errors.append(self.dynamics.log_error(feature))
         return Prediction(torch.stack(latents, 1).float(), None, torch.stack(errors, 1).float())
 
-    def _past(self, history: History | None) -> Past | None:
+    def past(self, history: History | None) -> Past | None:
+        """What the dynamics keep of earlier frames, for :meth:`Dynamics.step`."""
         if history is None or not history.z_cls.shape[1]:
             return None
         past: Past = self.dynamics(history.z_cls, history.action)[1]

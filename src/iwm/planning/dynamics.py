@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from iwm.errors import ConfigError
+from iwm.models.action import ActionIWM
+from iwm.models.dynamics import Past
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,14 @@ class ModelDynamics:
 
     @torch.no_grad()
     def rollout(self, actions: Tensor) -> Trajectories:
-        """One batched rollout of all candidates from the same state."""
+        """One batched rollout of all candidates from the same state.
+
+        Where the model can be stepped, a beginning that discrete candidates share is rolled out
+        once: after one step there are at most as many states as actions.
+        """
+        if isinstance(self._model, ActionIWM) and isinstance(self._space, Discrete):
+            past = self._model.past(self._history)
+            return shared_rollout(self._model, self._z, past, actions, self._vectors)
         count = len(actions)
         if isinstance(self._space, Discrete):
             vectors = self._vectors[actions.to(self._vectors.device)]
@@ -132,3 +141,33 @@ class ModelDynamics:
             )
         found = self._model.rollout(self._z.expand(count, -1), vectors, history)
         return Trajectories(found.z_cls, found.log_error)
+
+
+def shared_rollout(
+    model: ActionIWM, z_cls: Tensor, past: Past | None, actions: Tensor, vectors: Tensor
+) -> Trajectories:
+    """Roll out candidates, each distinct prefix once.
+
+    Args:
+        model: steps the latents.
+        z_cls: [1, D], where all candidates start.
+        past: of the start, one row.
+        actions: int64 [B, K], rows of ``vectors``.
+        vectors: [n, A].
+
+    Returns:
+        What ``model.rollout`` returns for every candidate by itself.
+    """
+    node = torch.zeros(len(actions), dtype=torch.int64, device=z_cls.device)
+    latent = z_cls
+    latents, errors = [], []
+    for action in actions.to(z_cls.device).unbind(1):
+        prefix, node = torch.unique(node * len(vectors) + action, return_inverse=True)
+        before = prefix // len(vectors)
+        here = None if past is None else past.rows(before)
+        feature, latent, past = model.dynamics.step(
+            latent[before], vectors[prefix % len(vectors)], here
+        )
+        latents.append(latent[node])
+        errors.append(model.dynamics.log_error(feature)[node])
+    return Trajectories(torch.stack(latents, 1).float(), torch.stack(errors, 1).float())

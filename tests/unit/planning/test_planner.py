@@ -3,8 +3,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from planworlds import MOVES, Grid
+from tinymodel import WIDTH, tiny_action_model
 
 from iwm.errors import ConfigError
+from iwm.models.action import History
 from iwm.planning.config import SolverConfig
 from iwm.planning.costs import (
     GoalLatent,
@@ -107,3 +109,23 @@ def test_a_model_plans_over_some_of_its_actions():
     assert plan.best.names[:3] == ("down",) * 3
     with pytest.raises(ConfigError, match="no action 'jump'; it has up, stay, down"):
         ModelDynamics(Walker(), Discrete(("jump",)), torch.zeros(1))
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2])
+def test_sharing_beginnings_gives_what_each_rollout_gives_by_itself(frames):
+    torch.manual_seed(0)
+    model = tiny_action_model()
+    history = None
+    if frames:
+        taken = model.action_vectors(torch.randint(5, (1, frames)))
+        history = History(torch.randn(1, frames, WIDTH), taken)
+    z = torch.randn(1, WIDTH)
+    space = Discrete(("turn_left", "attack"))
+    actions = torch.randint(2, (40, 5))
+    shared = ModelDynamics(model, space, z[0], history).rollout(actions)
+    ids = torch.tensor([model.vocabulary.index(name) for name in space.names])[actions]
+    if history is not None:
+        history = History(history.z_cls.expand(40, -1, -1), history.action.expand(40, -1, -1))
+    alone = model.rollout(z.expand(40, -1), model.action_vectors(ids), history)
+    torch.testing.assert_close(shared.latents, alone.z_cls, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shared.log_error, alone.log_error, atol=1e-4, rtol=1e-4)
