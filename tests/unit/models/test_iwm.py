@@ -77,6 +77,62 @@ def test_every_conditioning_trains_everything_that_should_train(
     assert all(p.grad is None for p in model.encoder.parameters())
 
 
+@pytest.mark.parametrize(
+    ("objective", "ema_start", "terms"),
+    [
+        ({}, 0.996, set()),
+        ({"sigreg": 0.1}, 0.0, {"sigreg"}),
+        ({"variance": 10.0, "covariance": 1.0}, 0.9, {"variance", "covariance"}),
+    ],
+    ids=["ema", "sigreg", "variance-covariance"],
+)
+def test_every_mode_against_collapse_trains_and_logs_its_terms(
+    objective: dict[str, float], ema_start: float, terms: set[str]
+) -> None:
+    off = dict.fromkeys(("inverse", "variance", "covariance", "sigreg"), 0.0)
+    model = tiny(
+        objective={**off, **objective},
+        ema_start=ema_start,
+        encoder={"patch": 8, "pool": "cls+mean", **SHAPE},
+    )
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        model.before_step(step)
+        loss, logs = model(batch())
+        loss.backward()
+        optimizer.step()
+        model.after_step(step / 3)
+    always = {"patch", "cls", "cls_only", "error_head"}
+    figures = {"effective_rank", "mean_std", "min_std"}
+    assert set(logs) == {f"loss_{name}" for name in always | terms} | figures
+    assert all(torch.isfinite(value) for value in logs.values())
+    assert 1 <= logs["effective_rank"] <= 8
+    assert 0 < logs["min_std"] <= logs["mean_std"]
+    assert [name for name, p in trained.items() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("pool", ["cls", "cls+mean"])
+def test_sigreg_alone_can_be_lowered(pool: str) -> None:
+    """Latents end in a LayerNorm, whose sphere alone would not let them: the projector does."""
+    model = tiny(
+        objective={"patch": 0, "cls": 0, "cls_only": 0, "sigreg": 1.0, "cls_only_share": 0.5},
+        encoder={"patch": 8, "pool": pool, **SHAPE},
+    )
+    assert model.online is not None
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    found = []
+    for _ in range(25):
+        model.before_step(0, statistics=False)  # the same views and directions each time
+        loss, logs = model(batch(16))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(logs["loss_sigreg"]))
+    assert found[-1] < 0.7 * found[0], found
+
+
 def test_the_step_is_a_function_of_its_seed() -> None:
     model = tiny()
 
