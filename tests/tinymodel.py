@@ -101,6 +101,7 @@ def write_phase(
         "high": mrr + 0.01,
         "baseline": "mrr.chance",
         "baseline_value": 0.0239,
+        "comparison": ">",
         "threshold": 0.1195,
         "verdict": "pass" if passed else "fail",
         "missed_by": 0.0 if passed else 0.1195 - mrr,

@@ -41,11 +41,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncIWMClient]:
         )
     try:
         with SyncIWMClient(f"http://127.0.0.1:{port}") as found:
-            deadline = time.monotonic() + 240
             while found.health()["status"] != "ok":
                 said = (folder / "serve.log").read_text(errors="replace")
                 assert process.poll() is None, said
-                assert time.monotonic() < deadline, said
                 time.sleep(0.2)
             yield found
     finally:
