@@ -87,7 +87,7 @@ def _outcomes(model: ActionModel, branches: list[Branches], path: Path) -> None:
             guess = int(nearest[state, action])
             pictures = source.frames[state, -1], source.outcomes[state, guess]
             rows.append([*pictures, source.outcomes[state, action]])
-            verdict = "right" if guess == action else f"took it for {names[guess]}"
+            verdict = "found" if guess == action else f"took it for {names[guess]}"
             labels.append(f"{source.name}\n{names[action]}\n{verdict}")
     strips(rows, ("present", "nearest to prediction", "true outcome"), path, labels)
 

@@ -7,7 +7,7 @@ CAPTIONS: dict[str, str] = {
     "outcomes": (
         "From one state every action was tried in the game itself. Each row: that state, the "
         "outcome nearest to the prediction, and the action's true outcome. In the rows marked "
-        "right they are the same picture."
+        "found they are the same picture."
     ),
     "rollout": (
         "Predictions fed with predictions. The model's line should lie below copying the last "
