@@ -104,7 +104,12 @@ def _facts(evidence: Any, name: str) -> dict[str, Any]:
         "train_episodes": shards.episodes["train"],
         "split": evidence.metrics.get("split", "test"),
         "gate": evidence.gate,
-        "figures": flatten(evidence.metrics),
+        "figures": [
+            (name, value)
+            for name, value in flatten(evidence.metrics)
+            # Breakdowns stay in metrics.json: a card is read by people.
+            if not any(part in name for part in (".measures.", "_of.", "_single.", ".history."))
+        ],
         "recipe": _recipe(evidence.training),
         "run": next((game for game, strong in RUNS.items() if strong.profile == profile), None),
         "card": {
