@@ -9,6 +9,9 @@ import typer
 from pipelines._stage import run
 
 
+_SHOWN = 3
+
+
 def command() -> None:
     """List the ready-made models: `iwm serve --model NAME` serves one."""
     from rich.console import Console
@@ -35,11 +38,12 @@ def command() -> None:
 
 
 def _figures(card: dict[str, Any]) -> list[str]:
-    """What the gate measured, a line each."""
+    """The first that the gate measured, a line each; the card in the folder has all."""
     from pipelines._summary import interval
 
     rules = (card.get("gate") or {}).get("rules", [])
-    return list(dict.fromkeys(f"{rule['figure']} {interval(rule)}" for rule in rules)) or ["-"]
+    lines = list(dict.fromkeys(f"{rule['figure']} {interval(rule)}" for rule in rules)) or ["-"]
+    return lines[:_SHOWN]
 
 
 if __name__ == "__main__":
