@@ -8,7 +8,6 @@ import typer
 
 from pipelines._stage import run
 
-
 _SHOWN = 3
 
 
