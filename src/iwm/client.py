@@ -225,10 +225,13 @@ class _Client:
         past = fields.get("history")
         if past is not None:
             fields["history"] = {name: _plain(value) for name, value in vars(past).items()}
-        body = orjson.dumps(
-            {name: _plain(value) for name, value in fields.items()},
-            option=orjson.OPT_SERIALIZE_NUMPY,
-        )
+        # What is newer than the older service is sent only where it is used.
+        given = {
+            name: _plain(value)
+            for name, value in fields.items()
+            if value is not None or name not in ("action", "actions", "history")
+        }
+        body = orjson.dumps(given, option=orjson.OPT_SERIALIZE_NUMPY)
         return {"content": body, "headers": {"Content-Type": "application/json"}}
 
 
