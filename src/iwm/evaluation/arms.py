@@ -54,7 +54,10 @@ class Eye:
 
 def goal_cost(config: ControlConfig, distance: TemporalDistance, goal: Tensor) -> Cost:
     """Steps to the goal, with the latent distance and the uncertainty as configured."""
-    terms: list[tuple[float, Cost]] = [(1.0, StepsToGoal(distance.to(goal), config.reduction))]
+    terms: list[tuple[float, Cost]] = []
+    if config.temporal_weight:
+        steps = StepsToGoal(distance.to(goal), config.reduction)
+        terms.append((config.temporal_weight, steps))
     if config.latent_weight:
         terms.append((config.latent_weight, GoalLatent(goal, config.reduction)))
     if config.uncertainty_weight:

@@ -50,6 +50,8 @@ class ControlConfig:
     """``played``: steps from start to goal."""
     prefix_steps: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 40)
     """``played``: steps from the episode's beginning to the start."""
+    away: Weight = 0.0
+    """``played``: goals are at least so far from the start, in the game's units."""
     budget: Annotated[float, Field(ge=1)] = 2.5
     """Steps allowed, as a multiple of the shortest path (``played``: of the steps played)."""
     distance: Weight = 0.0
@@ -60,8 +62,10 @@ class ControlConfig:
     act: Positive = 1
     """Actions taken from each plan."""
     reduction: Reduction = "sum"
+    temporal_weight: Weight = 1.0
+    """Of the temporal distance to the goal, in steps."""
     latent_weight: Weight = 0.0
-    """Of the latent distance to the goal, beside the temporal distance with weight 1."""
+    """Of the latent distance to the goal, root mean square per dimension."""
     uncertainty_weight: Weight = 0.0
     oracle_solver: SolverConfig | None = None
     """``played``: the oracle arm's smaller budget, since it plays every candidate in the game;

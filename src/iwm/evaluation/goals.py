@@ -195,7 +195,9 @@ def played_tasks(source: Branching, policy: Policy, config: ControlConfig, seed:
             frame = outcome.frame
         else:
             target = where(source)
-            if start is not None and not reached(start, target, config):
+            if start is None or reached(start, target, config):
+                continue
+            if math.hypot(start[0] - target[0], start[1] - target[1]) >= config.away:
                 budget = math.ceil(config.budget * steps)
                 tasks.append(Task(episode, tuple(taken[:before]), frame, target, steps, budget))
     if len(tasks) < config.tasks:
