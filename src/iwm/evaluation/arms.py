@@ -21,6 +21,7 @@ from iwm.planning.costs import Cost, GoalLatent, StepsToGoal, Uncertainty, Weigh
 from iwm.planning.distance import TemporalDistance
 from iwm.planning.dynamics import Discrete, Dynamics, ModelDynamics, Trajectories
 from iwm.planning.planner import Controller, Planner
+from iwm.planning.steps import StepNetwork
 
 
 class Arm(Protocol):
@@ -52,11 +53,13 @@ class Eye:
         return torch.cat(parts).cpu()
 
 
-def goal_cost(config: ControlConfig, distance: TemporalDistance, goal: Tensor) -> Cost:
+def goal_cost(
+    config: ControlConfig, distance: TemporalDistance | StepNetwork, goal: Tensor
+) -> Cost:
     """Steps to the goal, with the latent distance and the uncertainty as configured."""
     terms: list[tuple[float, Cost]] = []
     if config.temporal_weight:
-        steps = StepsToGoal(distance.to(goal), config.reduction)
+        steps = StepsToGoal(distance.to_goal(goal), config.reduction)
         terms.append((config.temporal_weight, steps))
     if config.latent_weight:
         terms.append((config.latent_weight, GoalLatent(goal, config.reduction)))
@@ -73,7 +76,7 @@ class Planned:
         space: Discrete,
         config: ControlConfig,
         solver: SolverConfig,
-        distance: TemporalDistance,
+        distance: TemporalDistance | StepNetwork,
         seed: int,
     ) -> None:
         self.space, self._config, self._distance = space, config, distance
@@ -114,7 +117,7 @@ class ModelArm(Planned):
         model: Any,
         space: Discrete,
         config: ControlConfig,
-        distance: TemporalDistance,
+        distance: TemporalDistance | StepNetwork,
         seed: int,
     ) -> None:
         super().__init__(space, config, config.solver, distance, seed)
@@ -213,7 +216,7 @@ class OracleArm(Planned):
         actions: tuple[int, ...],
         space: Discrete,
         config: ControlConfig,
-        distance: TemporalDistance,
+        distance: TemporalDistance | StepNetwork,
         eye: Eye,
         seed: int,
         table: StateTable | None = None,

@@ -39,6 +39,7 @@ from iwm.gameplay.policies import RandomHold
 from iwm.gameplay.sources import Branching
 from iwm.planning.distance import TemporalDistance, fit_distance
 from iwm.planning.dynamics import Discrete
+from iwm.planning.steps import StepNetwork, fit_steps
 from iwm.progress import Progress
 
 _RANK_PAIRS = 5000
@@ -74,7 +75,7 @@ class Control:
     """What :func:`control` measured, and the distance that it fitted."""
 
     figures: dict[str, Any]
-    distance: TemporalDistance
+    distance: TemporalDistance | StepNetwork
 
 
 def control(
@@ -101,7 +102,11 @@ def control(
     space = Discrete(tuple(names))
     actions = tuple(source.actions.index(name) for name in names)
     eye = Eye(model)
-    distance = fit_distance(recorded.latents, recorded.episode, config.temporal)
+    distance: TemporalDistance | StepNetwork
+    if config.temporal == "graph":
+        distance = fit_distance(recorded.latents, recorded.episode, config.graph)
+    else:
+        distance = fit_steps(recorded.latents, recorded.episode, config.network)
     positions = {model.vocabulary.index(name): place for place, name in enumerate(names)}
     taken = np.array([positions.get(int(action), -1) for action in recorded.actions])
     network = fit_cloning(recorded.latents, taken, recorded.episode, len(names), config.cloning)
@@ -144,11 +149,13 @@ def control(
         "per_seed": config.tasks,
         "shortest": bootstrap_mean(shortest, np.arange(len(shortest)), resamples=config.bootstrap),
     }
-    figures["temporal_distance"] = {
-        "nodes": len(distance.nodes),
-        "coverage": distance.coverage,
-        "link": distance.link,
-    }
+    figures["temporal_distance"] = {"kind": config.temporal}
+    if isinstance(distance, TemporalDistance):
+        figures["temporal_distance"] |= {
+            "nodes": len(distance.nodes),
+            "coverage": distance.coverage,
+            "link": distance.link,
+        }
     if table is not None:
         figures["temporal_distance"]["rank_correlation"] = rank_correlation(
             distance, eye(list(table.frames)), table, config.bootstrap
@@ -213,7 +220,7 @@ def summary(attempts: list[Attempt], resamples: int) -> dict[str, Figure]:
 
 
 def rank_correlation(
-    distance: TemporalDistance, latents: Tensor, table: StateTable, resamples: int
+    distance: TemporalDistance | StepNetwork, latents: Tensor, table: StateTable, resamples: int
 ) -> Figure:
     """Spearman's correlation of learned and true steps over random pairs of states.
 
@@ -227,7 +234,7 @@ def rank_correlation(
     for number, goal in enumerate(goals):
         starts = rng.integers(len(latents), size=50)
         starts = starts[np.isfinite(table.steps[starts, goal])]
-        learned.append(distance.to(latents[goal])(latents[starts]).numpy())
+        learned.append(distance.to_goal(latents[goal])(latents[starts]).numpy())
         true.append(table.steps[starts, goal])
         label.append(np.full(len(starts), number))
     a, b = rankdata(np.concatenate(learned)), rankdata(np.concatenate(true))

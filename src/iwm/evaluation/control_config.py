@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from iwm.errors import ConfigError
-from iwm.planning.config import DistanceConfig, Reduction, SolverConfig
+from iwm.planning.config import DistanceConfig, Reduction, SolverConfig, StepsConfig
 from iwm.settings import settings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -72,7 +72,10 @@ class ControlConfig:
     ``None`` leaves the arm out."""
     oracle_tasks: Positive | None = None
     """The oracle arm plays only so many of each seed's tasks; ``None``: all."""
-    temporal: DistanceConfig = DistanceConfig()
+    temporal: Literal["graph", "network"] = "graph"
+    """The temporal distance: ``graph`` where states recur, ``network`` where they do not."""
+    graph: DistanceConfig = DistanceConfig()
+    network: StepsConfig = StepsConfig()
     cloning: CloningConfig = CloningConfig()
     bootstrap: Annotated[int, Field(ge=100)] = 1000
 

@@ -84,3 +84,21 @@ class DistanceConfig:
     """A latent's distance is the mean over so many remembered latents nearest to it, weighted."""
     max_distance: Annotated[float, Field(gt=1)] = 128.0
     """Steps; larger distances, and unreachable goals, count as this."""
+
+
+@settings
+class StepsConfig:
+    """Fitting a network that tells steps to a goal (see :mod:`iwm.planning.steps`)."""
+
+    hidden: Positive = 256
+    steps: Positive = 800
+    batch_size: Positive = 512
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    horizon: Positive = 24
+    """Goals are 0 to so many steps ahead in the same episode ..."""
+    anywhere: Share = 0.3
+    """... but for this share, which are any frames and count as ``far`` steps."""
+    far: Annotated[float, Field(gt=0)] = 32.0
+    expectile: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: int = 0

@@ -46,7 +46,7 @@ class TemporalDistance:
     link: float
     """How distant look-alikes were linked, in units; 0: none needed."""
 
-    def to(self, goal: Tensor) -> Callable[[Tensor], Tensor]:
+    def to_goal(self, goal: Tensor) -> Callable[[Tensor], Tensor]:
         """The distance to one goal.
 
         Args:

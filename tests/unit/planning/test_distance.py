@@ -33,7 +33,7 @@ def corridor():
 
 def test_steps_are_the_shortest_path_and_not_the_straight_line(corridor):
     cells, distance = corridor
-    to_first = distance.to(cells[0])(cells)
+    to_first = distance.to_goal(cells[0])(cells)
     assert to_first.tolist() == pytest.approx(list(range(20)), abs=1e-3)
     assert float((cells[19] - cells[0]).norm()) < 2  # neighbours through the wall
     assert distance.coverage == 1.0
@@ -43,7 +43,7 @@ def test_steps_are_the_shortest_path_and_not_the_straight_line(corridor):
 def test_latents_that_were_never_seen_are_judged_by_their_neighbours(corridor):
     cells, distance = corridor
     noisy = cells + 0.1 * torch.randn(cells.shape, generator=torch.Generator().manual_seed(0))
-    learned = distance.to(cells[0])(noisy)
+    learned = distance.to_goal(cells[0])(noisy)
     assert spearmanr(learned, range(20)).statistic > 0.98
 
 
@@ -54,16 +54,16 @@ def test_a_world_where_nothing_recurs_is_linked_by_look_alikes():
     distance = fit_distance(latents, episode, DistanceConfig(merge=0.01))
     assert distance.coverage >= 0.95
     assert 0 < distance.link < 1.5
-    assert spearmanr(distance.to(cells[0])(cells), range(20)).statistic > 0.9
+    assert spearmanr(distance.to_goal(cells[0])(cells), range(20)).statistic > 0.9
 
 
 def test_what_nobody_reached_is_as_far_as_can_be():
     latents = torch.tensor([[0.0], [1.0], [100.0], [101.0]])
     config = DistanceConfig(max_distance=50, max_link=0)
     distance = fit_distance(latents, np.array([0, 0, 1, 1]), config)
-    assert distance.to(latents[3])(latents).tolist() == pytest.approx([50, 50, 1, 0], abs=1e-3)
+    assert distance.to_goal(latents[3])(latents).tolist() == pytest.approx([50, 50, 1, 0], abs=1e-3)
     # No one has been seen going back.
-    assert distance.to(latents[0])(latents)[1] == pytest.approx(50, abs=1e-3)
+    assert distance.to_goal(latents[0])(latents)[1] == pytest.approx(50, abs=1e-3)
 
 
 def test_the_radius_grows_until_the_nodes_fit():
@@ -78,14 +78,14 @@ def test_saved_and_read_again(corridor, tmp_path):
     cells, distance = corridor
     distance.save_pretrained(tmp_path)
     again = TemporalDistance.from_pretrained(tmp_path)
-    assert torch.equal(again.to(cells[3])(cells), distance.to(cells[3])(cells))
+    assert torch.equal(again.to_goal(cells[3])(cells), distance.to_goal(cells[3])(cells))
     assert again.config == distance.config
 
 
 def test_what_does_not_fit_is_one_line(corridor, tmp_path):
     _, distance = corridor
     with pytest.raises(ModelError, match="knows latents of 2 dimensions, the goal has 3"):
-        distance.to(torch.zeros(3))
+        distance.to_goal(torch.zeros(3))
     with pytest.raises(DataError, match="no two consecutive frames"):
         fit_distance(torch.zeros(5, 2), np.zeros(5, np.int64))
     with pytest.raises(ModelError, match="holds no model"):
