@@ -40,11 +40,7 @@ def scripted(*steps: Any) -> tuple[Handler, list[httpx.Request]]:
 
 
 def sync_client(handler: Handler, **settings: Any) -> SyncIWMClient:
-    client = SyncIWMClient("http://test", **settings)
-    client._http = httpx.Client(
-        base_url="http://test", transport=httpx.MockTransport(handler), headers=client._http.headers
-    )
-    return client
+    return SyncIWMClient("http://test", transport=httpx.MockTransport(handler), **settings)
 
 
 def test_busy_and_lost_are_retried() -> None:
