@@ -1,0 +1,36 @@
+"""Clients of the inference service: :class:`IWMClient` (async) and :class:`SyncIWMClient`.
+
+Every call is a pure function of its request, so a lost connection or a 503 is retried with
+back-off; an answer that says the request is wrong is not.
+"""
+
+from iwm.client.asynchronous import IWMClient
+from iwm.client.calls import Earlier, png_of
+from iwm.client.connection import Refused
+from iwm.client.results import (
+    Candidate,
+    DualResult,
+    EncodeResult,
+    ModelCard,
+    PlanResult,
+    PredictResult,
+    RolloutResult,
+    SurpriseResult,
+)
+from iwm.client.synchronous import SyncIWMClient
+
+__all__ = [
+    "Candidate",
+    "DualResult",
+    "Earlier",
+    "EncodeResult",
+    "IWMClient",
+    "ModelCard",
+    "PlanResult",
+    "PredictResult",
+    "Refused",
+    "RolloutResult",
+    "SurpriseResult",
+    "SyncIWMClient",
+    "png_of",
+]
