@@ -19,14 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from iwm.evaluation.calibration import SURPRISE_THRESHOLD, apply_table
-from iwm.evaluation.predictions import Predicted
 from iwm.evaluation.statistics import Figure
+
+if TYPE_CHECKING:
+    from iwm.evaluation.predictions import Predicted
 
 Array = np.ndarray[Any, Any]
 
