@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -43,7 +43,8 @@ class FakeService:
     every prediction. ``named``: whether actions have names. ``asked``: (path, body) so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, moves: Mapping[str, tuple[int, int]] = MOVES) -> None:
+        self.moves = moves
         self.away, self.named, self.mrr = False, True, 0.9
         self.broken: set[str] = set()
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -90,7 +91,7 @@ class FakeService:
             "data_revision": "abc",
             "commit": "def",
             "gate": {"passed": True},
-            "vocabulary": list(MOVES) if self.named else None,
+            "vocabulary": list(self.moves) if self.named else None,
             "latent_dim": 2,
             "latent_scale": SCALE,
             "model_variant": "action",
@@ -107,9 +108,10 @@ class FakeService:
     def _move(self, z: list[float], action: str | None) -> list[float]:
         if action is None:
             return z
-        if not self.named or action not in MOVES:
-            raise Refusal(422, f"action: expected one of {', '.join(MOVES)}, given {action!r}")
-        return [z[0] + MOVES[action][0], z[1] + MOVES[action][1]]
+        if not self.named or action not in self.moves:
+            known = ", ".join(self.moves)
+            raise Refusal(422, f"action: expected one of {known}, given {action!r}")
+        return [z[0] + self.moves[action][0], z[1] + self.moves[action][1]]
 
     def encode(self, body: dict[str, Any]) -> dict[str, Any]:
         """Where the picture was taken."""
@@ -127,6 +129,8 @@ class FakeService:
         return {
             "semantic": z,
             "equivariant": [2 * value for value in z],
+            "semantic_patches": None,
+            "equivariant_patches": None,
             "semantic_variant": "invariant",
             "equivariant_variant": "equivariant",
             "timestamp": NOW,
@@ -169,6 +173,7 @@ class FakeService:
             "threshold": 2.0,
             "surprising": distance > 2.0,
             "calibrated": True,
+            "measure": "distance",
             "timestamp": NOW,
         }
 
@@ -183,7 +188,7 @@ class FakeService:
         names = []
         place = z
         for _ in range(body["horizon"]):
-            names.append(min(MOVES, key=lambda name: math.dist(self._move(place, name), goal)))
+            names.append(min(self.moves, key=lambda name: math.dist(self._move(place, name), goal)))
             place = self._move(place, names[-1])
         return {
             "actions": names,

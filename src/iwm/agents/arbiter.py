@@ -91,7 +91,8 @@ class ActionArbiter:
             being_state: any object with the attributes of a vision state.
             goal: a latent ``[D]``, or uint8 pixels ``[H, W, 3]`` (without ``sequences``), to
                 get to.
-            scoring: a scoring of the service's, instead of a goal.
+            scoring: instead of a goal: ``certainty`` (go where the model knows its way) or
+                ``curiosity`` (where it does not).
             sequences: candidates by name; they are rolled out and the best one is taken.
                 Without them the service searches.
             score: of a rollout; by default nearness to the goal, or confidence without one.

@@ -90,9 +90,10 @@ class IWMClient(Connection):
         """Latents of the bytes of a PNG or JPEG."""
         return await self._send(calls.encode_bytes(data, return_patches))
 
-    async def encode_dual(self, image: Pixels) -> DualResult:
+    async def encode_dual(self, image: Pixels, return_patches: bool = False) -> DualResult:
         """Latents of uint8 RGB pixels ``[H, W, 3]`` in both Phase 2 streams."""
-        return await self._send(calls.encode_dual(await asyncio.to_thread(png_of, image)))
+        png = await asyncio.to_thread(png_of, image)
+        return await self._send(calls.encode_dual(png, return_patches))
 
     async def predict_next(
         self,
@@ -141,7 +142,8 @@ class IWMClient(Connection):
             z_cls: ``[D]``, where to start.
             goal_z_cls: ``[D]``, the latent to get to; or
             goal_image: uint8 pixels ``[H, W, 3]`` of what should be seen; or
-            scoring: name of a scoring that the service knows.
+            scoring: ``certainty`` (ways that the model knows) or ``curiosity`` (ways that it
+                does not).
             horizon: actions of a sequence.
             candidates: sequences that one iteration considers.
             iterations: of the search.

@@ -118,9 +118,9 @@ def encode_bytes(data: bytes, return_patches: bool) -> Call[results.EncodeResult
     return Call("POST", "/encode", body, results.read_encoded)
 
 
-def encode_dual(png: bytes) -> Call[results.DualResult]:
+def encode_dual(png: bytes, return_patches: bool) -> Call[results.DualResult]:
     """``POST /encode_dual``."""
-    body = _json(image_b64=png, return_patches=False)
+    body = _json(image_b64=png, return_patches=return_patches)
     return Call("POST", "/encode_dual", body, results.read_dual)
 
 

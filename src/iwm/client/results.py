@@ -30,10 +30,16 @@ class EncodeResult:
 
 @dataclass(frozen=True)
 class DualResult:
-    """One image's latents in both Phase 2 streams, each ``[D]`` of its own model."""
+    """One image's latents in both Phase 2 streams, each ``[D]`` of its own model.
+
+    ``semantic`` keeps what a frame means, ``equivariant`` also its light and framing; their
+    patches ``[N, D]`` where asked for.
+    """
 
     semantic: Floats
     equivariant: Floats
+    semantic_patches: Floats | None
+    equivariant_patches: Floats | None
     semantic_variant: str
     equivariant_variant: str
     timestamp: float
@@ -89,14 +95,16 @@ class PlanResult:
 class SurpriseResult:
     """How far what came lies from what was predicted.
 
-    ``calibrated``: on the scale on which the 95th percentile of ordinary play is 2.0;
-    ``surprising``: above the model's ``threshold``.
+    ``calibrated``: on the scale on which the 95th percentile of ordinary play is 2.0; otherwise
+    it is the plain distance, and ``threshold`` is NaN. ``surprising``: above the threshold.
+    ``measure``: ``combined`` or ``distance``.
     """
 
     surprise: float
     threshold: float
     surprising: bool
     calibrated: bool
+    measure: str
     timestamp: float
 
 
@@ -164,6 +172,8 @@ def read_dual(answer: Any) -> DualResult:
     return DualResult(
         _floats(answer["semantic"]),
         _floats(answer["equivariant"]),
+        _maybe(answer["semantic_patches"]),
+        _maybe(answer["equivariant_patches"]),
         str(answer["semantic_variant"]),
         str(answer["equivariant_variant"]),
         float(answer["timestamp"]),
@@ -202,7 +212,7 @@ def read_plan(answer: Any) -> PlanResult:
             for other in answer["runners_up"]
         ),
         _floats(answer["z_cls_seq"]),
-        _numbers(answer["uncertainty_seq"] or [None] * len(answer["actions"])),
+        _numbers(answer["uncertainty_seq"]),
         float(answer["milliseconds"]),
         float(answer["timestamp"]),
     )
@@ -215,6 +225,7 @@ def read_surprise(answer: Any) -> SurpriseResult:
         _number(answer["threshold"]),
         bool(answer["surprising"]),
         bool(answer["calibrated"]),
+        str(answer["measure"]),
         float(answer["timestamp"]),
     )
 
@@ -227,7 +238,7 @@ def read_card(answer: Any) -> ModelCard:
         version=_text(card.get("version")),
         alias=_text(card.get("alias")),
         data_revision=_text(card.get("data_revision")),
-        commit=_text(card.get("commit", card.get("git_commit"))),
+        commit=_text(card.get("commit")),
         model_variant=str(card["model_variant"]),
         gate=card.get("gate"),
         vocabulary=_names(card.get("vocabulary")),

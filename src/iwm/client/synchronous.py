@@ -76,9 +76,9 @@ class SyncIWMClient(Connection):
         """Latents of the bytes of a PNG or JPEG."""
         return self._send(calls.encode_bytes(data, return_patches))
 
-    def encode_dual(self, image: Pixels) -> DualResult:
+    def encode_dual(self, image: Pixels, return_patches: bool = False) -> DualResult:
         """Latents of uint8 RGB pixels ``[H, W, 3]`` in both Phase 2 streams."""
-        return self._send(calls.encode_dual(png_of(image)))
+        return self._send(calls.encode_dual(png_of(image), return_patches))
 
     def predict_next(
         self,
