@@ -1,0 +1,208 @@
+"""Our service beside other ways to serve the same weights, in one run, on the same cores.
+
+    python -m benchmarks.serving [--quick] [--models small vit-b16] [--seconds 4] [--turns 3]
+                                 [--cores 2] [--json FILE]
+
+For each model, in turns: (a) the bare engine, on pixels, no decoding; (b) our service as
+``iwm serve`` runs it; (c) LitServe over the same engine, without and with its own batching; (d) a
+plain FastAPI application that does what the older service did: PIL, torchvision transforms, one
+image at a time, a zero for every patch token on ``/predict``. Requests are JSON as older clients
+send them; ``encode, raw`` is our service's JPEG body and binary answer. One and 16 clients, in
+this process, on the same cores as the servers, of which only the one in its lap is awake. Every
+answer is compared with the engine's before anything is timed.
+
+Models: ``small`` is the ready-made doom-tiny (or ``--small FOLDER``); ``vit-b16`` is the core model
+at its full size with random weights. ``--quick`` is a look at the machinery, on the small model.
+LitServe is the extra ``bench``; without it its rows are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+CLIENTS = (1, 16)
+MODELS = ("small", "vit-b16")
+
+
+def folder_of(name: str, small: Path | None, scratch: Path) -> Path:
+    """The weights of a model, made where they are random."""
+    from iwm import zoo
+    from iwm.models.registry import create_model
+
+    if name == "small":
+        return small or zoo.path("doom-tiny")
+    import torch
+
+    torch.manual_seed(0)
+    model: Any = create_model("iwm")
+    model.save_pretrained(scratch / name)
+    return scratch / name
+
+
+def check(inputs: Any, engine: Any, server: Any) -> None:
+    """Every call of a server answers the engine's latents.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    import numpy as np
+    import orjson
+
+    from benchmarks.serving.subjects import CALLS, PLAIN
+    from benchmarks.serving.traffic import once
+
+    keys = ("z", "z_cls", "z_cls_pred", "z_cls_seq")
+    for call in CALLS:
+        answer = orjson.loads(once(inputs.request(server.name, server.port, call)))
+        found = np.asarray(next(answer[key] for key in keys if key in answer), np.float32)
+        wanted = inputs.bare(engine, call)[0]
+        # The plain application resizes in its own way and predicts from zero patches.
+        if found.shape != wanted.shape or (
+            server.name != PLAIN and not np.allclose(found, wanted, atol=2e-3)
+        ):
+            raise RuntimeError(f"{server.name}: /{call} does not answer the engine's latents")
+
+
+def measure(
+    name: str, folder: Path, options: argparse.Namespace
+) -> tuple[list[Any], list[Any], dict[str, float]]:
+    """Figures and verdicts of one model; call -> answers a second of the best offline batch."""
+    import httpx
+    import torch
+
+    from benchmarks.serving.goals import Figure, judge
+    from benchmarks.serving.subjects import CALLS, OURS, Inputs, bare_lap, servers
+    from benchmarks.serving.traffic import Sample, lap
+    from iwm.serving.config import Limits
+    from iwm.serving.engine import Engine
+
+    torch.set_num_threads(options.cores)
+    engine = Engine.load(folder, "cpu")
+    inputs = Inputs.of(engine)
+    samples: dict[tuple[str, str, int], Sample] = {}
+    offline: dict[str, float] = dict.fromkeys(CALLS, 0.0)
+    with (
+        tempfile.TemporaryDirectory(prefix="iwm-serving-") as scratch,
+        servers(folder, Path(scratch), options.cores, Limits().max_batch) as running,
+    ):
+        for server in running:
+            with server.running():
+                check(inputs, engine, server)
+                if server.name == OURS:
+                    url = f"http://127.0.0.1:{server.port}/openapi.json"
+                    plans = "/plan" in httpx.get(url).json()["paths"] and bool(engine.vocabulary)
+        for turn in range(options.turns):
+            print(f"{name}: turn {turn + 1} of {options.turns}", file=sys.stderr)
+            for call in CALLS:
+                bare = bare_lap(engine, inputs, call, options.seconds)
+                samples.setdefault(("engine", call, 1), Sample()).add(bare)
+                for server in running:
+                    calls = [call]
+                    if server.name == OURS:
+                        calls += ["encode, raw"] * (call == "encode")
+                        calls += ["plan"] * (call == "rollout" and plans)
+                    for each in calls:
+                        request = inputs.request(server.name, server.port, each)
+                        for clients in CLIENTS if each != "plan" else (1,):
+                            with server.running():
+                                lap(request, clients, options.seconds / 4)  # warms up
+                                seen = lap(request, clients, options.seconds)
+                            key = (server.name, each, clients)
+                            samples.setdefault(key, Sample()).add(seen)
+                for batch in BATCHES:
+                    alone = bare_lap(engine, inputs, call, options.seconds / 2, batch)
+                    offline[call] = max(offline[call], alone.throughput)
+    figures = {
+        key: Figure(
+            name,
+            *key,
+            sample.percentile(50),
+            sample.percentile(99),
+            sample.throughput,
+            len(sample.milliseconds),
+            sum(sample.refused.values()),
+        )
+        for key, sample in samples.items()
+    }
+    verdicts = judge(name, figures, offline, small=name == "small")
+    return list(figures.values()), verdicts, offline
+
+
+def table(rows: Sequence[Any]) -> str:
+    """Figures as text, calls together."""
+    lines = [
+        f"{'model':10}{'call':14}{'subject':20}{'clients':>8}{'p50 ms':>10}{'p99 ms':>10}"
+        f"{'answers/s':>11}{'refused':>9}"
+    ]
+    order = {"encode": 0, "encode, raw": 1, "predict": 2, "rollout": 3, "plan": 4}
+    for row in sorted(rows, key=lambda row: (row.model, order[row.call], row.clients)):
+        lines.append(
+            f"{row.model:10}{row.call:14}{row.subject:20}{row.clients:8}{row.p50:10.2f}"
+            f"{row.p99:10.2f}{row.throughput:11,.1f}{row.refused:9}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the tables, write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--small", type=Path, help="folder of the small model")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one lap")
+    parser.add_argument("--turns", type=int, default=3, help="laps of each kind")
+    parser.add_argument("--cores", type=int, default=2, help="cores, and torch threads, of all")
+    parser.add_argument("--quick", action="store_true", help="the small model, laps of 0.3 s")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.models, options.seconds, options.turns = ["small"], 0.3, 1
+    cores = sorted(os.sched_getaffinity(0))[: options.cores]
+    options.cores = len(cores)
+    os.sched_setaffinity(0, cores)  # children inherit it
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    rows: list[Any] = []
+    verdicts: list[Any] = []
+    offline: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="iwm-models-") as scratch:
+        for name in options.models:
+            folder = folder_of(name, options.small, Path(scratch))
+            found, judged, offline[name] = measure(name, folder, options)
+            rows += found
+            verdicts += judged
+    print(f"{options.cores} cores, {options.turns} laps of {options.seconds:g} s")
+    print(table(rows))
+    for name, rates in offline.items():
+        best = ", ".join(f"{call} {rate:,.1f}/s" for call, rate in rates.items())
+        print(f"{name}: the bare engine at its best batch size: {best}")
+    for verdict in verdicts:
+        print(
+            f"{'pass' if verdict.met else 'MISS'}  {verdict.model}: {verdict.goal}: {verdict.value}"
+        )
+    if not any(row.subject.startswith("LitServe") for row in rows):
+        print("LitServe is not installed (the extra `bench`): its rows are left out")
+    if options.json:
+        from iwm.files import write_json
+
+        write_json(
+            options.json,
+            {
+                "cores": options.cores,
+                "seconds": options.seconds,
+                "turns": options.turns,
+                "offline": offline,
+                "figures": [asdict(row) for row in rows],
+                "goals": [asdict(verdict) for verdict in verdicts],
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

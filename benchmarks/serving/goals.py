@@ -1,0 +1,119 @@
+"""The goals, and whether a run met them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from benchmarks.serving.subjects import CALLS, LIT, LIT_BATCHES, OURS, PLAIN
+
+OVERHEAD_MS = {"encode, raw": 2.0, "predict": 1.0}
+OFFLINE_SHARE = 0.85
+FASTER_THAN_PLAIN = 10.0
+LATENCY_MS = {"encode": 10.0, "predict": 5.0, "rollout": 30.0, "plan": 400.0}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One subject at one call with so many clients; milliseconds, answers a second."""
+
+    model: str
+    subject: str
+    call: str
+    clients: int
+    p50: float
+    p99: float
+    throughput: float
+    answered: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One goal of one model."""
+
+    model: str
+    goal: str
+    value: str
+    met: bool
+
+
+Figures = Mapping[tuple[str, str, int], Figure]
+"""(subject, call, clients) of one model; the bare engine is subject "engine" with 1 client."""
+
+
+def judge(
+    model: str, figures: Figures, offline: Mapping[str, float], *, small: bool
+) -> list[Verdict]:
+    """All verdicts of one model, in the order of the goals.
+
+    Args:
+        model: its name.
+        figures: what was measured.
+        offline: call -> answers a second of the bare engine at its best batch size.
+        small: whether the latency goals of the small model hold for it.
+    """
+    return [
+        *_overhead(model, figures),
+        *_throughput(model, figures, offline),
+        *_beside_plain(model, figures),
+        *_beside_litserve(model, figures),
+        *(_latency(model, figures) if small else ()),
+    ]
+
+
+def _overhead(model: str, figures: Figures) -> Iterator[Verdict]:
+    for call, most in OVERHEAD_MS.items():
+        bare = figures["engine", call.partition(",")[0], 1].p50
+        value = figures[OURS, call, 1].p50 - bare
+        goal = f"/{call}: p50 over the bare engine <= {most:g} ms"
+        yield Verdict(model, goal, f"{value:.2f} ms", value <= most)
+    quick, steps = figures[OURS, "predict", 1].p50, figures[OURS, "rollout", 1].p50
+    yield Verdict(
+        model,
+        "/rollout k=5 costs less than 5 x /predict",
+        f"{steps / quick:.2f} x",
+        steps < 5 * quick,
+    )
+
+
+def _throughput(model: str, figures: Figures, offline: Mapping[str, float]) -> Iterator[Verdict]:
+    for call in CALLS:
+        share = figures[OURS, call, 16].throughput / offline[call]
+        goal = f"/{call}, 16 clients: >= {OFFLINE_SHARE:.0%} of the best offline batch"
+        yield Verdict(model, goal, f"{share:.0%}", share >= OFFLINE_SHARE)
+
+
+def _beside_plain(model: str, figures: Figures) -> Iterator[Verdict]:
+    for call in ("predict", "rollout"):
+        times = figures[PLAIN, call, 1].p50 / figures[OURS, call, 1].p50
+        goal = f"/{call}: p50 at least {FASTER_THAN_PLAIN:g} x faster than plain FastAPI"
+        yield Verdict(model, goal, f"{times:.1f} x", times >= FASTER_THAN_PLAIN)
+
+
+def _beside_litserve(model: str, figures: Figures) -> Iterator[Verdict]:
+    for call in CALLS:
+        for clients in (1, 16):
+            others = [
+                figures[name, call, clients]
+                for name in (LIT, LIT_BATCHES)
+                if (name, call, clients) in figures
+            ]
+            if not others:
+                continue
+            ours = figures[OURS, call, clients]
+            latency = min(other.p50 for other in others) / ours.p50
+            rate = ours.throughput / max(other.throughput for other in others)
+            yield Verdict(
+                model,
+                f"/{call}, {clients} client{'s' * (clients > 1)}: ahead of LitServe",
+                f"p50 {latency:.2f} x, throughput {rate:.2f} x",
+                latency > 1 and rate > 1,
+            )
+
+
+def _latency(model: str, figures: Figures) -> Iterator[Verdict]:
+    for call, most in LATENCY_MS.items():
+        if (OURS, call, 1) in figures:
+            value = figures[OURS, call, 1].p50
+            yield Verdict(model, f"/{call}: p50 <= {most:g} ms", f"{value:.1f} ms", value <= most)
