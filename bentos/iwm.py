@@ -72,7 +72,7 @@ class IWM:
     def check_device() -> None:
         """Refuse an unknown device once, before any worker starts."""
         if _config.device not in ("auto", "cpu"):
-            from iwm.serving.engine import choose_device
+            from iwm.serving.device import choose_device
 
             choose_device(_config.device)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from iwm.serving import wire
@@ -16,6 +15,9 @@ from iwm.serving.wire import Floats, RequestError
 
 if TYPE_CHECKING:
     from iwm.serving.engine import Engine
+    from iwm.serving.models import Models
+    from iwm.serving.plan import Planned
+    from iwm.serving.surprise import Surprises
 
 NPY = "application/x-npy"
 OCTETS = "application/octet-stream"
@@ -98,16 +100,79 @@ def rolled_out(
     )
 
 
-def model_card(engine: Engine, variant: str) -> dict[str, Any]:
+def encoded_dual(
+    semantic: tuple[Floats, Floats | None],
+    equivariant: tuple[Floats, Floats | None],
+    variants: tuple[str, ...],
+) -> Response:
+    """The answer of ``/encode_dual``: ``z_cls`` and patches of each stream."""
+    return json_response(
+        {
+            "semantic": semantic[0],
+            "equivariant": equivariant[0],
+            "semantic_patches": semantic[1],
+            "equivariant_patches": equivariant[1],
+            "semantic_variant": variants[0],
+            "equivariant_variant": variants[1],
+            "timestamp": time.time(),
+        }
+    )
+
+
+def planned(plan: Planned, words: Mapping[str, str]) -> Response:
+    """The answer of ``/plan``.
+
+    Args:
+        plan: in the vocabulary's words.
+        words: its word -> the client's own.
+    """
+
+    def said(names: tuple[str, ...]) -> list[str]:
+        return [words[name] for name in names]
+
+    others = [{"actions": said(names), "score": score} for names, score in plan.runners_up]
+    uncertainty = plan.uncertainty
+    return json_response(
+        {
+            "actions": said(plan.actions),
+            "score": plan.score,
+            "runners_up": others,
+            "z_cls_seq": np.ascontiguousarray(plan.z_cls),
+            "uncertainty_seq": [None] * len(plan.actions)
+            if uncertainty is None
+            else np.ascontiguousarray(uncertainty),
+            "milliseconds": plan.milliseconds,
+            "timestamp": time.time(),
+        }
+    )
+
+
+def surprised(found: Surprises) -> Response:
+    """The answer of ``/surprise``."""
+    value = float(found.value[0])
+    return json_response(
+        {
+            "surprise": value,
+            "threshold": found.threshold,
+            "surprising": found.threshold is not None and value > found.threshold,
+            "calibrated": found.threshold is not None,
+            "measure": found.measure,
+            "timestamp": time.time(),
+        }
+    )
+
+
+def model_card(models: Models) -> dict[str, Any]:
     """``GET /model``: every key always there, ``null`` where the folder does not say."""
+    engine = models.main
     card, calibration = engine.card, engine.calibration
     return {
         "name": card.get("model"),
         "version": card.get("version"),
         "alias": card.get("alias"),
-        "model_variant": variant,
+        "model_variant": models.variant,
         "data_revision": card.get("data_revision"),
-        "git_commit": card.get("git_commit"),
+        "commit": card.get("git_commit"),
         "profile": card.get("profile"),
         "weights_sha256": card.get("weights_sha256"),
         "gate": card.get("gate"),
@@ -119,32 +184,22 @@ def model_card(engine: Engine, variant: str) -> dict[str, Any]:
         "aug_dim": engine.aug_dim,
         "augmentation_dim": engine.augmentation_dim,
         "history": engine.history,
-        "latent_scale": calibration.surprise_scale if calibration else None,
+        "latent_scale": calibration.cls_only.surprise_scale if calibration else None,
         "surprise_threshold": calibration.surprise_threshold if calibration else None,
+        "streams": list(models.streams),
+        "stream_models": {name: _stream(engine) for name, engine in models.streams.items()},
         "device": str(engine.device),
+        "precision": engine.numbers.precision,
     }
 
 
-def prometheus(served: Mapping[str, int], gauges: Mapping[str, float]) -> Response:
-    """Prometheus text format, version 0.0.4."""
-    lines = ["# TYPE iwm_served_total counter"]
-    lines += [f'iwm_served_total{{call="{call}"}} {count}' for call, count in served.items()]
-    for name, value in gauges.items():
-        lines += [f"# TYPE iwm_{name} gauge", f"iwm_{name} {value}"]
-    kind = "text/plain; version=0.0.4; charset=utf-8"
-    return Response("\n".join([*lines, ""]), headers={"Content-Type": kind})
-
-
-def documented(path: str, request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI of a route that reads its body itself."""
-    content: dict[str, Any] = {"application/json": {"schema": request.model_json_schema()}}
-    if path == "/encode":
-        image = {"schema": {"type": "string", "format": "binary"}}
-        content |= {"image/png": image, "image/jpeg": image}
-    error: dict[str, Any] = {"model": wire.ErrorResponse}
+def _stream(engine: Engine) -> dict[str, Any]:
+    card = engine.card
     return {
-        "response_model": answer,
-        "responses": dict.fromkeys((400, 401, 403, 404, 408, 413, 422, 503), error),
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
-        "summary": (request.__doc__ or "").strip().splitlines()[0],
+        "name": card.get("model"),
+        "version": card.get("version"),
+        "alias": card.get("alias"),
+        "weights_sha256": card.get("weights_sha256"),
+        "latent_dim": engine.latent_dim,
+        "image_size": list(engine.preprocess.size),
     }

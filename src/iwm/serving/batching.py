@@ -31,6 +31,7 @@ class Batcher(Generic[Item, Result]):
     Args:
         work: computes a batch; returns one result an item, in order. Runs in a thread.
         max_batch: most items of one call.
+        name: of the thread.
 
     Belongs to one event loop. Order is first come, first served by the oldest job;
     younger jobs of the same key ride along. A job whose waiter was cancelled (its client
@@ -38,12 +39,15 @@ class Batcher(Generic[Item, Result]):
     """
 
     def __init__(
-        self, work: Callable[[Hashable, Sequence[Item]], Sequence[Result]], max_batch: int
+        self,
+        work: Callable[[Hashable, Sequence[Item]], Sequence[Result]],
+        max_batch: int,
+        name: str = "iwm-model",
     ) -> None:
         self._work = work
         self._max_batch = max_batch
         self._queue: deque[_Job[Item, Result]] = deque()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="iwm-model")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._runner: asyncio.Task[None] | None = None
 
     @property

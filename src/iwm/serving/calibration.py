@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iwm.errors import ModelError
+from iwm.evaluation.surprise import KINDS, Surprise
 from iwm.files import read_json
 
 CALIBRATION_FILE = "calibration.json"
@@ -57,14 +58,30 @@ class Figures:
     """exp(log_error) -> expected distance to the true latent."""
     confidence: Table
     """Expected distance -> expected reciprocal rank, in [0, 1]."""
+    surprise_scale: float
+    """Distance x scale = surprise, whose held-out 95th percentile is the threshold."""
+    combined: Surprise | None
+    """The measure that also asks whether another action explains what came; for named actions."""
 
     @classmethod
     def read(cls, values: dict[str, Any], where: str) -> Figures:
-        """From ``error`` {predicted, measured} and ``confidence`` {error, mrr}."""
-        return cls(
-            _table(values.get("error"), "predicted", "measured", f"{where}: error"),
-            _table(values.get("confidence"), "error", "mrr", f"{where}: confidence"),
-        )
+        """From ``error`` {predicted, measured}, ``confidence`` {error, mrr}, ``surprise_scale``,
+        and ``surprise`` {temperature, scale} where it is there.
+        """
+        error = _table(values.get("error"), "predicted", "measured", f"{where}: error")
+        confidence = _table(values.get("confidence"), "error", "mrr", f"{where}: confidence")
+        combined = None
+        try:
+            scale = float(values["surprise_scale"])
+            if fitted := values.get("surprise"):
+                combined = Surprise(
+                    (error.x.tolist(), error.y.tolist()),
+                    float(fitted["temperature"]),
+                    {kind: float(fitted["scale"][kind]) for kind in KINDS},
+                )
+        except (KeyError, TypeError, ValueError) as wrong:
+            raise ModelError(f"{where}: not a calibration of surprise: {wrong!r}") from None
+        return cls(error, confidence, scale, combined)
 
     def __call__(self, log_error: Floats) -> tuple[Floats, Floats]:
         """``(mrr, uncertainty)`` for the error head's logarithms, same shape."""
@@ -80,9 +97,8 @@ class Calibration:
     with_patches: Figures
     history: Figures
     """With earlier frames given."""
-    surprise_scale: float
-    """Distance x scale = surprise, whose held-out 95th percentile is 2."""
     surprise_threshold: float
+    """What 5 % of ordinary play exceeds."""
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -93,7 +109,7 @@ class Calibration:
         """
         try:
             values = read_json(path)
-            scale, threshold = float(values["surprise_scale"]), float(values["surprise_threshold"])
+            threshold = float(values["surprise_threshold"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelError(f"{path}: not a calibration: {error!r}") from None
         patches, past = values.get("with_patches", values), values.get("history", values)
@@ -101,6 +117,11 @@ class Calibration:
             Figures.read(values, str(path)),
             Figures.read(patches, f"{path}: with_patches"),
             Figures.read(past, f"{path}: history"),
-            scale,
             threshold,
         )
+
+    def figures(self, *, with_patches: bool, with_history: bool) -> Figures:
+        """Those of one way of predicting."""
+        if with_history:
+            return self.history
+        return self.with_patches if with_patches else self.cls_only

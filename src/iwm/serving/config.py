@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from iwm.settings import parse, settings
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Precision = Literal["float32", "bfloat16"]
 
 
 @settings
@@ -26,6 +27,13 @@ class Limits:
     """Actions of one rollout."""
     max_patch_numbers: Positive = 4_000_000
     """Numbers of predicted patch latents in one answer (steps x patches x width)."""
+    max_plan_horizon: Positive = 64
+    """Actions of a plan."""
+    max_plan_candidates: Positive = 1024
+    """Sequences that a search rolls out together."""
+    max_plan_iterations: Positive = 50
+    max_plan_steps: Positive = 250_000
+    """Horizon x candidates x iterations."""
     max_pending: Positive = 64
     """Requests in work or waiting; one more is answered 503."""
     max_batch: Positive = 32
@@ -43,10 +51,19 @@ class ServiceConfig:
     """One service process."""
 
     model_path: Path | None = None
-    """Folder with config.json and model.safetensors."""
+    """A model folder (config.json, model.safetensors), a folder of such folders by variant, or
+    the word ``random``: untrained models of every variant, to write clients against."""
     model_variant: str | None = None
-    """``core``, ``invariant``, ``equivariant``...; default: what the model's card says."""
+    """Which of the folder's models answers: ``core``, ``invariant``, ``equivariant``,
+    ``action``; default: the folder's own choice (see :mod:`iwm.serving.models`)."""
     device: str = "auto"
+    precision: Precision = "float32"
+    """``bfloat16`` is used where it is measured to be faster, and refused where it is measured
+    to be wrong (see :mod:`iwm.serving.precision`)."""
+    registry_poll_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds between two looks whether the registry's champion moved; 0: never."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call; none by default. Never with credentials."""
     image_root: Path | None = None
     """Where ``image_path`` may read; ``None`` switches it off."""
     token: str | None = None
@@ -60,6 +77,8 @@ _VARIABLES = {
     "IWM_MODEL_PATH": "model_path",
     "IWM_MODEL_VARIANT": "model_variant",
     "IWM_DEVICE": "device",
+    "IWM_PRECISION": "precision",
+    "IWM_REGISTRY_POLL_S": "registry_poll_s",
     "IWM_IMAGE_ROOT": "image_root",
     "IWM_SERVICE_TOKEN": "token",
     "IWM_SERVICE_HOST": "host",
@@ -73,7 +92,9 @@ def service_config(environ: Mapping[str, str] = os.environ) -> ServiceConfig:
     Raises:
         ConfigError: a variable holds what its setting cannot be.
     """
-    values = {
+    values: dict[str, Any] = {
         name: environ[variable] for variable, name in _VARIABLES.items() if environ.get(variable)
     }
+    if origins := environ.get("IWM_CORS_ORIGINS"):
+        values["cors_origins"] = [origin.strip() for origin in origins.split(",")]
     return parse(ServiceConfig, values, "environment")

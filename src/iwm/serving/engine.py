@@ -1,4 +1,6 @@
-"""The engine: weights in, ``encode``, ``predict`` and ``rollout`` out. Knows nothing of HTTP.
+"""The engine: weights in; ``encode``, ``predict``, ``rollout``, ``plan``, ``surprise`` out.
+
+Knows nothing of HTTP.
 
 An action vector is ``[augmentation | one-hot of a named action | continuous action]``; models
 that know augmentations only have the first part alone.
@@ -21,12 +23,16 @@ import torch
 from torch import Tensor
 
 from iwm.data.augment import AUG_DIM
-from iwm.errors import ConfigError, DataError, ModelError
+from iwm.errors import DataError, ModelError
 from iwm.files import read_json
 from iwm.models.iwm import Prediction
 from iwm.serving.actions import position
 from iwm.serving.calibration import CALIBRATION_FILE, Calibration
+from iwm.serving.config import Precision
+from iwm.serving.device import Numbers, choose_device
+from iwm.serving.plan import Planned, Search, search
 from iwm.serving.preprocess import Preprocess
+from iwm.serving.surprise import Surprises, surprises
 
 CARD_FILE = "card.json"
 
@@ -55,6 +61,8 @@ class Predictions:
     z_patches: Floats | None
     mrr: Floats | None
     uncertainty: Floats | None
+    log_error: Floats
+    """What the error head says, uncalibrated: the shape of ``mrr``."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +72,9 @@ class Earlier:
     z_cls: Floats
     actions: Floats
 
-
-def choose_device(name: str) -> torch.device:
-    """The device that ``name`` means; ``auto`` takes the first accelerator, else the CPU.
-
-    Raises:
-        ConfigError: no such device here. There is no silent fall-back.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"IWM_DEVICE: no device {name!r} here: {reason}") from None
-    if device.type == "meta":
-        raise ConfigError(f"IWM_DEVICE: no device {name!r} here: it holds no numbers")
-    return device
+    def repeated(self, times: int) -> Earlier:
+        """Each row ``times`` in a row."""
+        return Earlier(np.repeat(self.z_cls, times, axis=0), np.repeat(self.actions, times, axis=0))
 
 
 class Engine:
@@ -93,6 +85,8 @@ class Engine:
         device: where it runs; see :func:`choose_device`.
         calibration: what makes figures of its error head; ``None`` answers none.
         card: facts about the model for ``GET /model``.
+        precision: numbers it computes in; see :mod:`iwm.serving.precision` for a checked choice.
+        folder: where it was read from; ``None`` if it was made here.
     """
 
     def __init__(
@@ -101,9 +95,13 @@ class Engine:
         device: str = "auto",
         calibration: Calibration | None = None,
         card: dict[str, Any] | None = None,
+        precision: Precision = "float32",
+        folder: Path | None = None,
     ) -> None:
+        self.folder = folder
         self.device = choose_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
+        self.numbers = Numbers(self.model, self.device, precision)
         self.calibration = calibration
         self.card = card or {}
         self.preprocess = Preprocess.of_model(model)
@@ -119,7 +117,7 @@ class Engine:
         self._warm_up()
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto") -> Engine:
+    def load(cls, folder: Path, device: str = "auto", precision: Precision = "float32") -> Engine:
         """Load ``config.json`` and ``model.safetensors``, and the calibration where it lies beside.
 
         Raises:
@@ -138,6 +136,8 @@ class Engine:
             device,
             Calibration.read(calibration) if calibration.exists() else None,
             read_json(card) if card.exists() else None,
+            precision,
+            folder,
         )
 
     def _warm_up(self) -> None:
@@ -150,6 +150,26 @@ class Engine:
         if self.history:
             past = Earlier(latents.z_cls[:, None], actions[:, :1])
             self.rollout(latents.z_cls, actions, history=past)
+        if self.plans:
+            goal = latents.z_cls[0]
+            self.plan(Search(goal, goal, "goal", self.vocabulary, 2, 8, 2))
+
+    @property
+    def variant(self) -> str:
+        """What the model is: ``core``, ``invariant``, ``equivariant``, ``action``."""
+        told = self.card.get("phase") or getattr(self.model.config, "variant", None)
+        return str(told or ("action" if self._acts else "core"))
+
+    @property
+    def name(self) -> str:
+        """Name and version, as headers can hold them: ``iwm-action/3``."""
+        told = f"{self.card.get('model') or self.variant}/{self.card.get('version') or 0}"
+        return told.encode("ascii", "replace").decode()
+
+    @property
+    def plans(self) -> bool:
+        """Whether there are named actions to plan over."""
+        return bool(self.vocabulary)
 
     def action_vector(self, names: Sequence[str | None]) -> Floats:
         """Vectors ``[K, A]`` of named actions; ``None`` is an action that is not known.
@@ -166,14 +186,24 @@ class Engine:
             vectors[row, self.augmentation_dim + position(name, self.vocabulary)] = 1.0
         return vectors
 
-    def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
+    def tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        """An array on the model's device."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def past(self, history: Earlier | None) -> Any:
+        """The model's own history object; ``None`` without earlier frames."""
+        from iwm.models.action import History
+
+        if history is None:
+            return None
+        return History(self.tensor(history.z_cls), self.tensor(history.actions))
 
     @torch.inference_mode()
     def encode(self, images: Images) -> Latents:
         """Latents of images ``[B, H, W, 3]``, already at the model's size (see ``preprocess``)."""
-        pixels = self._tensor(images).permute(0, 3, 1, 2)
-        z_cls, z_patches = self.model.encode(pixels)
+        pixels = self.tensor(images).permute(0, 3, 1, 2)
+        with self.numbers.context():
+            z_cls, z_patches = self.model.encode(pixels)
         return Latents(z_cls.float().cpu().numpy(), z_patches.float().cpu().numpy())
 
     def predict(
@@ -190,6 +220,7 @@ class Engine:
             None if steps.z_patches is None else steps.z_patches[:, 0],
             None if steps.mrr is None else steps.mrr[:, 0],
             None if steps.uncertainty is None else steps.uncertainty[:, 0],
+            steps.log_error[:, 0],
         )
 
     @torch.inference_mode()
@@ -208,26 +239,48 @@ class Engine:
             z_patches: ``[B, N, D]``, to predict the patches too.
             history: at most :attr:`history` earlier frames.
         """
-        cls, steps = self._tensor(z_cls), self._tensor(actions)
-        if not self._acts:
-            out, patches = self._step_by_step(cls, steps, z_patches)
-        else:
-            out, patches = self._with_history(cls, steps, z_patches, history)
+        cls, steps = self.tensor(z_cls), self.tensor(actions)
+        with self.numbers.context():
+            if not self._acts:
+                out, patches = self._step_by_step(cls, steps, z_patches)
+            else:
+                out, patches = self._with_history(cls, steps, z_patches, history)
+        log_error = out.log_error.float().cpu().numpy()
+        mrr = uncertainty = None
+        if self.calibration is not None:
+            figures = self.calibration.figures(
+                with_patches=z_patches is not None, with_history=history is not None
+            )
+            mrr, uncertainty = figures(log_error)
         return Predictions(
             out.z_cls.float().cpu().numpy(),
             None if patches is None else patches.float().cpu().numpy(),
-            *self._figures(
-                out.log_error,
-                with_patches=z_patches is not None,
-                with_history=history is not None,
-            ),
+            mrr,
+            uncertainty,
+            log_error,
         )
+
+    def plan(self, wanted: Search) -> Planned:
+        """The best sequence of named actions; see :func:`iwm.serving.plan.search`."""
+        return search(self, wanted)
+
+    def surprise(
+        self,
+        z_cls: Floats,
+        actions: Floats,
+        came: Floats,
+        among: Sequence[int] = (),
+        claimed: npt.NDArray[np.int64] | None = None,
+        history: Earlier | None = None,
+    ) -> Surprises:
+        """How surprising transitions are; see :func:`iwm.serving.surprise.surprises`."""
+        return surprises(self, z_cls, actions, came, among, claimed, history)
 
     def _step_by_step(
         self, cls: Tensor, steps: Tensor, z_patches: Floats | None
     ) -> tuple[Prediction, Tensor | None]:
         """A model that takes one latent and one action."""
-        patches = None if z_patches is None else self._tensor(z_patches)
+        patches = None if z_patches is None else self.tensor(z_patches)
         made = []
         for step in range(steps.shape[1]):
             made.append(self.model.predict(cls, steps[:, step], patches))
@@ -240,12 +293,10 @@ class Engine:
         """A model that attends to earlier frames; one new token a step where CLS is all."""
         from iwm.models.action import History
 
-        past = None
-        if history is not None:
-            past = History(self._tensor(history.z_cls), self._tensor(history.actions))
+        past = self.past(history)
         if z_patches is None:
             return self.model.rollout(cls, steps, past), None
-        patches, made = self._tensor(z_patches), []
+        patches, made = self.tensor(z_patches), []
         for step in range(steps.shape[1]):
             action = steps[:, step]
             made.append(self.model.predict(cls, action, patches, past))
@@ -256,17 +307,6 @@ class Engine:
             past = History(seen[0][:, begin:], seen[1][:, begin:])
             cls, patches = made[-1].z_cls, made[-1].z_patches
         return _stacked(made)
-
-    def _figures(
-        self, log_error: Tensor, *, with_patches: bool, with_history: bool
-    ) -> tuple[Floats | None, Floats | None]:
-        found = self.calibration
-        if found is None:
-            return None, None
-        figures = found.with_patches if with_patches else found.cls_only
-        if with_history:
-            figures = found.history
-        return figures(log_error.float().cpu().numpy())
 
 
 def _stacked(made: Sequence[Prediction]) -> tuple[Prediction, Tensor | None]:

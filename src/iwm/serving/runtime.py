@@ -1,0 +1,204 @@
+"""What a running service holds: its models, their queues, its counters.
+
+Importing this module loads neither torch nor weights; :meth:`Runtime.load` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iwm.errors import ConfigError, DataError, IwmError
+from iwm.serving.batching import Batcher
+from iwm.serving.config import ServiceConfig
+from iwm.serving.limits import Admission
+from iwm.serving.metrics import Metrics
+from iwm.serving.wire import Floats, RequestError
+
+if TYPE_CHECKING:
+    from iwm.serving.engine import Engine
+    from iwm.serving.jobs import Job, PlanJob, SurpriseJob
+    from iwm.serving.models import Models
+    from iwm.serving.plan import Planned
+    from iwm.serving.surprise import Surprises
+
+logger = logging.getLogger("iwm.serving")
+
+CALLS = ("encode", "predict", "rollout", "encode_dual", "plan", "surprise")
+
+
+class Runtime:
+    """The models and everything that requests wait for.
+
+    A request takes the engine once and keeps it to its end, and work is batched by engine:
+    models can be exchanged at any time (:meth:`exchange`), and an old one is released with its
+    last request.
+
+    Args:
+        config: bounds and switches.
+        engine: ``None`` until (or unless) the weights are there.
+        streams: engines of both streams by variant, or none.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        engine: Engine | None = None,
+        streams: Mapping[str, Engine] | None = None,
+    ) -> None:
+        self.config = config
+        self.models: Models | None = None
+        if engine is not None:
+            from iwm.serving.models import Models
+
+            self.models = Models(engine, config.model_variant or engine.variant, streams or {})
+        self.reason = "no model folder is set (IWM_MODEL_PATH)"
+        self.device = str(engine.device) if engine else config.device
+        self.admission = Admission(config.limits)
+        self.batcher: Batcher[Any, Any] = Batcher(self._compute, config.limits.max_batch)
+        # A search takes as long as a hundred predictions: it has a thread of its own, so that
+        # those who encode meanwhile need not wait for its end.
+        self.planner: Batcher[PlanJob, Planned] = Batcher(_plan, 1, "iwm-plan")
+        # Decoding releases the GIL; two threads keep ahead of the model on small machines.
+        self.decoders = ThreadPoolExecutor(2, thread_name_prefix="iwm-decode")
+        self.started = time.monotonic()
+        self.metrics = Metrics(CALLS)
+
+    def load(self) -> None:
+        """Load the models; what cannot be loaded leaves the service up, saying why.
+
+        Raises:
+            ConfigError: the device does not exist, or a precision is refused.
+        """
+        from iwm.serving.device import choose_device
+        from iwm.serving.models import load_models
+
+        self.device = str(choose_device(self.config.device))
+        if self.config.model_path is None:
+            return
+        try:
+            self.models = load_models(self.config)
+        except ConfigError:
+            raise
+        except IwmError as error:
+            self.reason = str(error)
+            logger.error("model not loaded: %s", error)
+
+    def exchange(self, models: Models) -> None:
+        """Let other models answer from now on. Any thread may call it."""
+        self.models = models
+        self.metrics.reloads += 1
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that answers now."""
+        return self.models.main if self.models else None
+
+    @property
+    def variant(self) -> str:
+        """Name of the model variant in answers."""
+        return self.models.variant if self.models else self.config.model_variant or "core"
+
+    def ready(self) -> Models:
+        """The models that answer now; hold on to them for the whole request.
+
+        Raises:
+            RequestError: 503, no model is loaded.
+        """
+        if self.models is None:
+            raise RequestError(503, f"model not loaded: {self.reason}")
+        return self.models
+
+    async def decode(self, engine: Engine, data: bytes, field: str = "image") -> Any:
+        """Pixels at the engine's size.
+
+        Raises:
+            RequestError: 422 with the reason.
+        """
+        prepare, limit = engine.preprocess.decode, self.config.limits.max_pixels
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self.decoders, prepare, data, limit)
+        except DataError as error:
+            raise RequestError(422, f"{field}: {error}") from None
+
+    async def encode(self, engine: Engine, pixels: Any) -> tuple[Floats, Floats]:
+        """``z_cls [D]`` and ``z_patches [N, D]`` of pixels."""
+        z_cls, z_patches = await self.batcher.submit((engine, "encode"), pixels)
+        return z_cls, z_patches
+
+    async def roll_out(self, engine: Engine, job: Job) -> tuple[Any, ...]:
+        """``z_cls [K, D]``, ``z_patches [K, N, D]``, ``mrr [K]``, ``uncertainty [K]``."""
+        return tuple(await self.batcher.submit((engine, "rollout", *job.shape), job))
+
+    async def surprise(self, engine: Engine, job: SurpriseJob) -> Surprises:
+        """Of one transition; every array has one row."""
+        found: Surprises = await self.batcher.submit((engine, "surprise", *job.shape), job)
+        return found
+
+    async def plan(self, job: PlanJob) -> Planned:
+        """Search; whoever stops waiting stops the search."""
+        try:
+            return await self.planner.submit(None, job)
+        finally:
+            job.stop.set()
+
+    def _compute(self, key: Hashable, items: Sequence[Any]) -> Sequence[Any]:
+        """One batch, in the model's thread. Items of a key have equal shapes."""
+        assert isinstance(key, tuple)
+        engine: Engine = key[0]
+        if key[1] == "encode":
+            latents = engine.encode(np.stack(items))
+            return list(zip(latents.z_cls, latents.z_patches, strict=True))
+        if key[1] == "surprise":
+            return _surprise(engine, items)
+        return _roll_out(engine, items)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.batcher.close()
+        self.planner.close()
+        self.decoders.shutdown(wait=True, cancel_futures=True)
+
+
+def _roll_out(engine: Engine, jobs: Sequence[Job]) -> list[tuple[Any, ...]]:
+    from iwm.serving.jobs import stacked_history
+
+    patches = [job.z_patches for job in jobs if job.z_patches is not None]
+    out = engine.rollout(
+        np.stack([job.z_cls for job in jobs]),
+        np.stack([job.actions for job in jobs]),
+        np.stack(patches) if patches else None,
+        stacked_history(jobs),
+    )
+    columns = (out.z_cls, out.z_patches, out.mrr, out.uncertainty)
+    return [
+        tuple(None if column is None else column[i] for column in columns) for i in range(len(jobs))
+    ]
+
+
+def _surprise(engine: Engine, jobs: Sequence[SurpriseJob]) -> list[Surprises]:
+    import dataclasses
+
+    from iwm.serving.jobs import stacked_history
+
+    first = jobs[0]
+    found = engine.surprise(
+        np.stack([job.step.z_cls for job in jobs]),
+        np.stack([job.step.actions[0] for job in jobs]),
+        np.stack([job.came for job in jobs]),
+        first.among,
+        None if first.claimed is None else np.array([job.claimed for job in jobs]),
+        stacked_history([job.step for job in jobs]),
+    )
+    return [dataclasses.replace(found, value=found.value[i : i + 1]) for i in range(len(jobs))]
+
+
+def _plan(_: Hashable, jobs: Sequence[PlanJob]) -> list[Planned]:
+    return [job.engine.plan(job.search) for job in jobs]

@@ -1,0 +1,54 @@
+"""Untrained models of every variant, for those who write clients and have no weights yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iwm.models.registry import create_model
+from iwm.serving.config import ServiceConfig
+from iwm.serving.engine import Engine
+from iwm.serving.models import RANDOM, STREAMS, Models, choose
+
+VOCABULARY = ("wait", "move_forward", "move_backward", "turn_left", "turn_right", "attack")
+_SHAPE = {"width": 64, "heads": 4}
+_SIZE = [64, 64]
+
+
+def untrained(config: ServiceConfig) -> Models:
+    """Random weights, the same at every start; figures of confidence are ``null``.
+
+    Raises:
+        ModelError: a variant that does not exist.
+        ConfigError: no such device.
+    """
+    path = Path(RANDOM)
+    known = dict.fromkeys(("action", "core", *STREAMS), path)
+    variant = choose(known, config.model_variant, path)
+    engines = {
+        name: Engine(_model(name), config.device, card={"model": f"{RANDOM}-{name}", "phase": name})
+        for name in dict.fromkeys((variant, *STREAMS))
+    }
+    return Models(engines[variant], variant, {name: engines[name] for name in STREAMS})
+
+
+def _model(variant: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(variant))
+        if variant == "action":
+            return create_model(
+                "action",
+                image_size=_SIZE,
+                vocabulary=list(VOCABULARY),
+                history=4,
+                encoder={"patch": 16, "depth": 2, **_SHAPE},
+                dynamics={"depth": 2, "patch_depth": 1, **_SHAPE},
+            )
+        return create_model(
+            "iwm",
+            image_size=_SIZE,
+            encoder={"patch": 16, "depth": 2, **_SHAPE},
+            predictor={"depth": 2, **_SHAPE},
+        )
