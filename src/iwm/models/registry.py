@@ -18,6 +18,7 @@ from iwm.models.saving import read_config
 MODELS: dict[str, tuple[str, str, str]] = {
     "iwm": ("iwm.models.iwm", "create", "IWM"),
     "action": ("iwm.models.action", "create", "ActionIWM"),
+    "vrnn": ("iwm.models.aime.model", "create", "DPGMMVariationalRecurrentAutoencoder"),
 }
 
 

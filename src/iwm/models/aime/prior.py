@@ -1,0 +1,162 @@
+"""Pillar 2: a Dirichlet process mixture of Gaussians, by stick breaking, given the past."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iwm.models.aime.config import AIMEConfig
+from iwm.objectives.elbo import kumaraswamy_logs, stick_breaking
+
+LOG_VARIANCE = (-10.0, 2.0)
+STICK = (0.1, 20.0)
+"""Range of a and b of the sticks: where their KL is known to 4e-4."""
+_SMALLEST = 1e-3
+
+How = Literal["sample", "mean", "mode"]
+
+
+def full(x: Tensor) -> Tensor:
+    """At least single precision: distributions are not computed in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def bounded(x: Tensor, low: float, high: float) -> Tensor:
+    """Any number to the open interval (low, high), with a slope everywhere."""
+    return low + (high - low) * torch.sigmoid(x)
+
+
+def log_variance(x: Tensor) -> Tensor:
+    """Any number to a log-variance within the bounds; 0 becomes 0."""
+    low, high = LOG_VARIANCE
+    return bounded(x + math.log(-low / high), low, high)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture for every state: ``log_pi`` [..., K], ``mean`` and ``log_variance``
+    [..., K, D]; the sticks it was broken from, ``stick_a`` and ``stick_b`` [..., K - 1]; and
+    the concentration's Gamma distribution, ``alpha_shape`` and ``alpha_rate`` [...].
+    """
+
+    log_pi: Tensor
+    mean: Tensor
+    log_variance: Tensor
+    stick_a: Tensor
+    stick_b: Tensor
+    alpha_shape: Tensor
+    alpha_rate: Tensor
+
+    @torch.no_grad()
+    def draw(self, how: How = "sample") -> Tensor:
+        """Latents [..., D]: a sample, the mixture's mean, or its heaviest component's mean."""
+        if how == "mean":
+            return (self.log_pi.exp().unsqueeze(-1) * self.mean).sum(-2)
+        if how == "mode":
+            chosen = self.log_pi.argmax(-1)
+        else:
+            flat = self.log_pi.exp().flatten(0, -2)
+            chosen = torch.multinomial(flat, 1).view(self.log_pi.shape[:-1])
+        index = chosen[..., None, None].expand(*chosen.shape, 1, self.mean.shape[-1])
+        mean = self.mean.gather(-2, index).squeeze(-2)
+        if how == "mode":
+            return mean
+        deviation = torch.exp(0.5 * self.log_variance.gather(-2, index).squeeze(-2))
+        return mean + deviation * torch.randn_like(mean)
+
+
+class DPGMMPrior(nn.Module):
+    """p(z_t | h_(t-1), c_(t-1)): sticks v_k ~ Kumaraswamy(a_k, b_k), Gaussian components.
+
+    The prior of the sticks is Beta(1, alpha), alpha ~ Gamma; see :mod:`iwm.objectives.elbo`.
+    """
+
+    def __init__(self, config: AIMEConfig) -> None:
+        super().__init__()
+        shape, k, d = config.prior_config, config.max_components, config.latent_dim
+        self.components, self.latent_dim = k, d
+        inputs = config.hidden_dim + config.perceiver_config.context_dim
+        self.trunk = nn.Sequential(
+            nn.LayerNorm(inputs),
+            nn.Linear(inputs, shape.width),
+            nn.SiLU(),
+            nn.Linear(shape.width, shape.width),
+            nn.SiLU(),
+        )
+        self.sticks = nn.Linear(shape.width, 2 * (k - 1)) if k > 1 else None
+        self.gaussians = nn.Linear(shape.width, 2 * k * d)
+        self.concentration = nn.Linear(shape.width, 2)
+        self.log_shape0 = nn.Parameter(torch.tensor(math.log(shape.alpha_shape)))
+        self.log_rate0 = nn.Parameter(torch.tensor(math.log(shape.alpha_rate)))
+        with torch.no_grad():
+            # Components start apart and sticks near the prior, so that each has its share.
+            self.gaussians.bias[: k * d].normal_()
+            self.gaussians.bias[k * d :].zero_()
+            if self.sticks is not None:
+                self.sticks.bias[: k - 1].fill_(_inverse(1.0))
+                mean_alpha = shape.alpha_shape / shape.alpha_rate
+                self.sticks.bias[k - 1 :].fill_(_inverse(mean_alpha))
+            self.concentration.bias.copy_(
+                torch.tensor([shape.alpha_shape, shape.alpha_rate]).expm1().log()
+            )
+
+    def forward(self, hidden: Tensor, context: Tensor, how: How = "sample") -> Mixture:
+        """The mixture given h [..., H] and c [..., C] of the step before.
+
+        Args:
+            hidden: [..., H].
+            context: [..., C].
+            how: ``sample`` draws the sticks; else they are at their means.
+        """
+        feature = self.trunk(torch.cat([hidden, context], dim=-1))
+        mean, raw = full(self.gaussians(feature)).chunk(2, dim=-1)
+        a, b = self._sticks(feature)
+        shape, rate = (F.softplus(full(self.concentration(feature))) + _SMALLEST).unbind(-1)
+        parts = (*feature.shape[:-1], self.components, self.latent_dim)
+        return Mixture(
+            log_pi=stick_breaking(*(_drawn(a, b) if how == "sample" else _expected(a, b))),
+            mean=mean.reshape(parts),
+            log_variance=log_variance(raw).reshape(parts),
+            stick_a=a,
+            stick_b=b,
+            alpha_shape=shape,
+            alpha_rate=rate,
+        )
+
+    def _sticks(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b [..., K - 1]; a single component has none."""
+        if self.sticks is None:
+            none = full(feature[..., :0])
+            return none, none
+        low, high = (math.log(bound) for bound in STICK)
+        a, b = bounded(full(self.sticks(feature)), low, high).exp().chunk(2, dim=-1)
+        return a, b
+
+    @property
+    def hyperprior(self) -> tuple[Tensor, Tensor]:
+        """Shape and rate of alpha's prior, positive."""
+        return self.log_shape0.exp(), self.log_rate0.exp()
+
+
+def _inverse(value: float) -> float:
+    """What :func:`bounded`, over the logarithms of ``STICK``, takes to ``value``."""
+    low, high = (math.log(bound) for bound in STICK)
+    share = (math.log(value) - low) / (high - low)
+    return math.log(share / (1 - share))
+
+
+def _drawn(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    eps = torch.finfo(a.dtype).eps
+    return kumaraswamy_logs(torch.rand_like(a).clamp(eps, 1 - eps).log(), a, b)
+
+
+def _expected(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of E[v] = b B(1 + 1/a, b) and of 1 - E[v]."""
+    log_mean = b.log() + torch.lgamma(1 + 1 / a) + torch.lgamma(b) - torch.lgamma(1 + 1 / a + b)
+    log_mean = log_mean.clamp_max(-torch.finfo(a.dtype).eps)
+    return log_mean, torch.log(-torch.expm1(log_mean))
