@@ -1,15 +1,12 @@
-"""Stage `package`: a Bento of the champion, which must answer its own smoke requests."""
+"""Stage `package`: a Bento of the champions, which must answer its own smoke requests."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from iwm.client import SyncIWMClient
     from iwm.config import PackageConfig, RegisterConfig
 
 PACKAGE_FILE = Path("artifacts/package.json")
+# What follows the registry (IWM_REGISTRY_POLL_S), where mlflow is installed.
+FOLLOWING = ("__init__", "_champion", "_mlflow", "_registry", "_stage")
 # What the service imports; pinned in the Bento to the versions it is built and queried with.
 REQUIREMENTS = (
     "bentoml",
@@ -40,49 +38,42 @@ REQUIREMENTS = (
 )
 
 
-def fetch_champion(config: RegisterConfig, target: Path, phase: str = "core") -> dict[str, Any]:
-    """Copy the model folder of a phase's champion to ``target``; returns its card.
+def fetch(config: PackageConfig, registry: RegisterConfig, target: Path) -> dict[str, Any]:
+    """Lay the champions out: a folder a variant in ``target``, and which of them answers.
+
+    Returns:
+        Phase -> card; of ``config.also``, those that have a champion.
 
     Raises:
-        TrackingError: there is no champion, or its files cannot be fetched.
-        GateFailed: its gate report is missing, failed, or of other weights.
+        TrackingError: the phase has no champion, or the registry cannot be reached.
+        GateFailed: a champion's gate report is missing, failed, or of other weights.
+        ServiceError: they are larger than ``config.max_mb``.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    from iwm.errors import ServiceError
+    from iwm.files import write_json
+    from pipelines._champion import fetch_champion, required_champion
+    from pipelines._registry import registered_name
 
-    from iwm.errors import GateFailed, TrackingError
-    from iwm.files import read_json, write_json
-    from pipelines import _registry
-    from pipelines._mlflow import configure, one_line, tracking_uri
-
-    name = _registry.registered_name(config.model, phase)
-    client = configure()
-    champion = _registry.version_by_alias(client, name, _registry.CHAMPION)
-    if champion is None:
-        raise TrackingError(
-            f"the registry at {one_line(tracking_uri())} has no champion of {name!r}; "
-            f"run `dvc repro -s -f register@{phase}`"
-        )
-    try:
-        fetched = mlflow.artifacts.download_artifacts(
-            f"models:/{name}/{champion.version}", dst_path=str(target.parent / "fetched")
-        )
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"{name} version {champion.version}: {one_line(error)}") from None
-    (Path(fetched) / "artifacts" / _registry.ARTIFACT).rename(target)
-    gate = target / _registry.GATE_FILE
-    where = f"{name} version {champion.version}: {_registry.GATE_FILE}"
-    if not gate.is_file():
-        raise GateFailed(f"{where}: not found; a model without a passing gate is not packaged")
-    digest = _registry.sha256(target / _registry.WEIGHTS_FILE)
-    _registry.check_gate(read_json(gate), digest, where)
-    card = {
-        **read_json(target / "card.json"),
-        "version": str(champion.version),
-        "alias": _registry.CHAMPION,
+    target.mkdir()
+    cards: dict[str, Any] = {}
+    for phase in dict.fromkeys((config.phase, *config.also)):
+        name = registered_name(registry.model, phase)
+        if phase == config.phase:
+            cards[phase] = required_champion(name, phase, target / phase)
+        elif card := fetch_champion(name, target / phase):
+            cards[phase] = card
+    write_json(target / "models.json", {"default": config.phase})
+    sizes = {
+        phase: sum(path.stat().st_size for path in (target / phase).rglob("*")) / 1e6
+        for phase in cards
     }
-    write_json(target / "card.json", card)
-    return dict(card)
+    if sum(sizes.values()) > config.max_mb:
+        each = ", ".join(f"{phase} {size:.0f}" for phase, size in sizes.items())
+        raise ServiceError(
+            f"package: the models hold {sum(sizes.values()):.0f} MB ({each}), more than "
+            f"package.max_mb {config.max_mb}; leave one out of package.also, or allow more"
+        )
+    return cards
 
 
 def lay_out(folder: Path) -> None:
@@ -91,6 +82,9 @@ def lay_out(folder: Path) -> None:
 
     import iwm
 
+    (folder / "pipelines").mkdir()
+    for module in FOLLOWING:
+        shutil.copy2(Path(__file__).with_name(f"{module}.py"), folder / "pipelines")
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     service = Path(__file__).resolve().parent.parent / "bentos"
     shutil.copytree(Path(iwm.__file__).parent, folder / "iwm", ignore=ignore)
@@ -141,71 +135,22 @@ def held_out_frame() -> npt.NDArray[np.uint8]:
     raise DataError(f"{SHARDS}: no held-out frame to query the service with")
 
 
-def _timed(call: Callable[[], Any], times: int) -> tuple[Any, float]:
-    """The last answer, and the median of the wall-clock times in ms."""
-    elapsed = []
-    for _ in range(times):
-        started = time.perf_counter()
-        answer = call()
-        elapsed.append(1000 * (time.perf_counter() - started))
-    return answer, round(statistics.median(elapsed), 3)
-
-
-def query(client: SyncIWMClient, image: npt.NDArray[np.uint8], times: int) -> dict[str, Any]:
-    """Ask every endpoint, check what comes back; returns the latencies.
-
-    Raises:
-        ServiceError: an answer is not what it must be.
-    """
-    import numpy as np
-
-    from iwm.errors import ServiceError
-
-    encoded, encode_ms = _timed(lambda: client.encode_image(image, return_patches=True), times)
-    predicted, predict_ms = _timed(lambda: client.predict_next(encoded.z_cls, [0.0]), times)
-    rolled, rollout_ms = _timed(lambda: client.rollout(encoded.z_cls, [[0.0]] * 5), times)
-    health = client.health()
-    width = encoded.latent_dim
-    checks = {
-        "/encode: z_cls": encoded.z_cls.shape == (width,) and np.isfinite(encoded.z_cls).all(),
-        "/encode: z_patches": encoded.z_patches.shape[1:] == (width,),
-        "/encode: a latent of a picture is not constant": encoded.z_cls.std() > 0,
-        "/predict: z_cls_pred": predicted.z_cls_pred.shape == (width,)
-        and np.isfinite(predicted.z_cls_pred).all(),
-        "/predict: mrr in [0, 1]": 0.0 <= predicted.mrr <= 1.0,
-        "/predict: uncertainty": predicted.uncertainty >= 0.0,
-        "/rollout: z_cls_seq": rolled.z_cls_seq.shape == (5, width),
-        "/rollout: its first step is /predict": np.allclose(
-            rolled.z_cls_seq[0], predicted.z_cls_pred, atol=1e-3
-        ),
-        "/health: counters": [health.get(f"total_{name}s") for name in ("encode", "predict")]
-        == [times, times],
-    }
-    for what, holds in checks.items():
-        if not holds:
-            raise ServiceError(f"the packaged model failed its smoke request: {what}")
-    return {
-        "requests": 3 * times + 1,
-        "checks": len(checks),
-        "p50_ms": {"encode": encode_ms, "predict": predict_ms, "rollout": rollout_ms},
-        "mrr": round(predicted.mrr, 4),
-        "uncertainty": round(predicted.uncertainty, 4),
-    }
-
-
 def package(config: PackageConfig, registry: RegisterConfig) -> dict[str, Any]:
     """Build, serve, query, stop; returns what ``artifacts/package.json`` holds."""
     from iwm.client import SyncIWMClient
     from iwm.files import write_json
+    from pipelines._bank import pack_bank
     from pipelines._served import served
+    from pipelines._smoke_requests import query
 
     image = held_out_frame()
     with tempfile.TemporaryDirectory(prefix="iwm-package-") as scratch:
         context = Path(scratch) / "context"
         context.mkdir()
-        card = fetch_champion(registry, context / "model", config.phase)
+        cards = fetch(config, registry, context / "model")
+        pack_bank(context / "model")
         lay_out(context)
-        shutil.rmtree(context / "fetched", ignore_errors=True)
+        card = cards[config.phase]
         tag = build(context, config.name, card)
         elsewhere = Path(scratch) / "elsewhere"
         elsewhere.mkdir()
@@ -217,6 +162,10 @@ def package(config: PackageConfig, registry: RegisterConfig) -> dict[str, Any]:
         "model": card["model"],
         "model_version": card["version"],
         "weights_sha256": card["weights_sha256"],
+        "models": {
+            phase: {"model": one["model"], "version": one["version"]}
+            for phase, one in cards.items()
+        },
         "smoke": smoke,
     }
     write_json(PACKAGE_FILE, result)

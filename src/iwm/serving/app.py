@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
-from iwm.serving import answers, calls, messages, openapi
+from iwm.serving import answers, calls, messages, openapi, page
 from iwm.serving.config import ServiceConfig
 from iwm.serving.limits import ClientGone, read_body, until_gone
 from iwm.serving.runtime import Runtime
@@ -39,6 +39,7 @@ def create_app(config: ServiceConfig, runtime: Runtime | None = None) -> FastAPI
     for name, call in CALLS.items():
         app.post(f"/{name}", **openapi.call(name))(_endpoint(held, name, call))
     _add_facts(app, held)
+    app.include_router(page.router(held))
     _error_handlers(app)
     app.openapi = openapi.Document(app, held)  # type: ignore[method-assign]
     if config.cors_origins:

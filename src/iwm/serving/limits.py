@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/healthz"})
-"""Answered without a token, so that probes need no secret."""
+OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/healthz"})
+"""Answered without a token: probes need no secret, and the page itself asks for it."""
 
 
 class ClientGone(Exception):
