@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import bentoml
 
 from bentos import ENVIRONMENT
+from iwm.errors import ConfigError
 from iwm.serving.app import create_app
 from iwm.serving.config import ServiceConfig, service_config
 from iwm.serving.limits import TokenMiddleware
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
+
+    from iwm.serving.following import Follower
 
 # A Bento carries its model beside this package; a checkout does not.
 _CARRIED = Path(__file__).resolve().parent.parent / "model"
@@ -36,6 +40,18 @@ def _configuration() -> ServiceConfig:
 
 _config = _configuration()
 _app = create_app(_config)
+
+
+def _follower() -> Follower | None:
+    """What lets a newer champion take over, where it was asked for."""
+    if not _config.registry_poll_s:
+        return None
+    from iwm.serving.following import Follower
+    from pipelines._champion import fetch_moved
+
+    follower = Follower(_app.state.runtime, fetch_moved, _config.registry_poll_s)
+    follower.start()
+    return follower
 
 
 async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,19 +74,26 @@ async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
 )
 @bentoml.asgi_app(_mounted, path="/")
 class IWM:
-    """An image world model: POST /encode, /predict, /rollout; GET /health, /model, /metrics."""
+    """An image world model: POST /encode, /encode_dual, /predict, /rollout, /plan, /surprise;
+    GET /health, /model, /metrics, and a page at /.
+    """
 
     def __init__(self) -> None:
         self.runtime = _app.state.runtime
         self.runtime.load()
+        self.follower = _follower()
         # Weights and modules never become garbage: the collector need not visit them.
         gc.collect()
         gc.freeze()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
-    def check_device() -> None:
-        """Refuse an unknown device once, before any worker starts."""
+    def check() -> None:
+        """Refuse once, before any worker starts, what cannot be: a device, following."""
+        if _config.registry_poll_s and find_spec("mlflow") is None:
+            raise ConfigError(
+                "IWM_REGISTRY_POLL_S: following the registry needs mlflow, which is not installed"
+            )
         if _config.device not in ("auto", "cpu"):
             from iwm.serving.device import choose_device
 
@@ -79,6 +102,8 @@ class IWM:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Stop the threads."""
+        if self.follower:
+            self.follower.stop()
         self.runtime.close()
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from iwm.config import PackageConfig, RegisterConfig
 
 PACKAGE_FILE = Path("artifacts/package.json")
+MEGABYTE = 1_000_000
 # What follows the registry (IWM_REGISTRY_POLL_S), where mlflow is installed.
 FOLLOWING = ("__init__", "_champion", "_mlflow", "_registry", "_stage")
 # What the service imports; pinned in the Bento to the versions it is built and queried with.
@@ -64,7 +65,7 @@ def fetch(config: PackageConfig, registry: RegisterConfig, target: Path) -> dict
             cards[phase] = card
     write_json(target / "models.json", {"default": config.phase})
     sizes = {
-        phase: sum(path.stat().st_size for path in (target / phase).rglob("*")) / 1e6
+        phase: sum(path.stat().st_size for path in (target / phase).rglob("*")) / MEGABYTE
         for phase in cards
     }
     if sum(sizes.values()) > config.max_mb:

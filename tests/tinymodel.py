@@ -75,23 +75,30 @@ def write_model(folder: Path, seed: int = 0) -> Path:
 
 
 def write_phase(
-    root: Path, *, seed: int = 0, mrr: float = 0.5, profile: str = "cpu", passed: bool = True
+    root: Path,
+    phase: str = "core",
+    *,
+    seed: int = 0,
+    mrr: float = 0.5,
+    profile: str = "cpu",
+    passed: bool = True,
 ) -> str:
-    """What the stages up to `gate@core` leave in a checkout; returns the weights' digest."""
-    folder = root / "artifacts/models/core"
+    """What the stages up to `gate@PHASE` leave in a checkout; returns the weights' digest."""
+    folder = root / "artifacts/models" / phase
     tiny_model(seed).save_pretrained(folder)
     digest = sha256(folder / "model.safetensors")
     write_json(folder / "training.json", {"steps": 10})
-    write_json(root / "artifacts/evaluation/core/calibration.json", CALIBRATION)
+    write_json(root / f"artifacts/evaluation/{phase}/calibration.json", CALIBRATION)
     figure = {"mean": mrr, "low": mrr - 0.01, "high": mrr + 0.01, "n": 64}
     write_json(
-        root / "reports/metrics/core.json",
+        root / f"reports/metrics/{phase}.json",
         {
             "profile": profile,
             "commit": "0" * 40,
             "data_revision": "1" * 32,
             "weights_sha256": digest,
             "mrr": {"model": figure, "chance": {**figure, "mean": 0.0239}},
+            "abstraction": {"model": figure},
         },
     )
     rule = {
@@ -107,6 +114,6 @@ def write_phase(
         "missed_by": 0.0 if passed else 0.1195 - mrr,
         "why": "the predictor knows what transformations do",
     }
-    gate = {"gate": "core", "passed": passed, "weights_sha256": digest, "rules": [rule]}
-    write_json(root / "reports/gates/core.json", gate)
+    gate = {"gate": phase, "passed": passed, "weights_sha256": digest, "rules": [rule]}
+    write_json(root / f"reports/gates/{phase}.json", gate)
     return digest

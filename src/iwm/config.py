@@ -72,7 +72,12 @@ class PackageConfig:
 
     name: str = "iwm"
     phase: str = "core"
-    """Whose champion is packaged."""
+    """Whose champion answers."""
+    also: tuple[str, ...] = ("invariant", "equivariant", "core")
+    """Whose champions are packed beside it, where they have one: the streams of /encode_dual,
+    and what ``IWM_MODEL_VARIANT`` may choose."""
+    max_mb: Annotated[int, Field(gt=0)] = 4096
+    """Most megabytes that the models may hold together."""
     port: Annotated[int, Field(gt=0, lt=65536)] = 8001
     smoke_requests: Annotated[int, Field(gt=0)] = 8
 

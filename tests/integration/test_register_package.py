@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -22,11 +23,12 @@ from tinymodel import SIZE, WIDTH, write_phase
 
 from iwm.client import SyncIWMClient
 from iwm.config import load_params
-from iwm.errors import GateFailed, IwmError, ModelError, TrackingError
+from iwm.errors import GateFailed, IwmError, ModelError, ServiceError, TrackingError
 from iwm.files import read_json, write_json
+from pipelines._champion import fetch_moved, required_champion
 from pipelines._mlflow import configure
 from pipelines._served import free_port, served
-from pipelines.package import fetch_champion, package
+from pipelines.package import fetch, package
 from pipelines.register import register
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,56 +259,123 @@ def test_postgres_by_url(checkout: Path, postgres: str, monkeypatch: pytest.Monk
     write_phase(checkout)
     assert register("core")["alias"] == "champion"
     assert register("core")["version"] == "1"
-    card = fetch_champion(load_params().register, checkout / "fetched-model")
+    card = required_champion("iwm", "core", checkout / "fetched-model")
     assert (card["version"], card["alias"]) == ("1", "champion")
 
 
+FILES = [
+    "bank.json",
+    "calibration.json",
+    "card.json",
+    "config.json",
+    "gate.json",
+    "metrics.json",
+    "model.safetensors",
+]
+
+
 @pytest.mark.slow
-def test_package_serves_the_champion_from_anywhere(checkout: Path) -> None:
+def test_package_serves_the_champions_from_anywhere(checkout: Path) -> None:
     digest = write_phase(checkout)
+    for seed, phase in enumerate(("invariant", "equivariant"), 1):
+        write_phase(checkout, phase, seed=seed)
     write_store(checkout / "artifacts/shards")
-    register("core")
+    for phase in ("core", "invariant", "equivariant"):
+        register(phase)
     params = load_params()
-    result = package(params.package, params.register)
+    result = package(replace(params.package, phase="core"), params.register)
     assert read_json(checkout / "artifacts/package.json") == result
     assert result["tag"].startswith("iwm:")
     assert (result["model_version"], result["weights_sha256"]) == ("1", digest)
-    assert set(result["smoke"]["p50_ms"]) == {"encode", "predict", "rollout"}
+    assert set(result["models"]) == {"core", "invariant", "equivariant"}
+    assert set(result["smoke"]["p50_ms"]) == {
+        "encode",
+        "predict",
+        "rollout",
+        "surprise",
+        "encode_dual",
+    }
     left = subprocess.run(["pgrep", "-f", result["tag"]], capture_output=True, check=False)
     assert not left.stdout.strip()  # no orphan of the service
 
     bento = next((checkout / "bentoml/bentos/iwm").glob("*/src"))
-    assert sorted(path.name for path in (bento / "model").iterdir()) == [
-        "calibration.json",
-        "card.json",
-        "config.json",
-        "gate.json",
-        "metrics.json",
-        "model.safetensors",
-    ]
+    assert read_json(bento / "model/models.json") == {"default": "core"}
+    for phase in result["models"]:
+        assert sorted(path.name for path in (bento / "model" / phase).iterdir()) == FILES
     assert (bento / "iwm/serving/engine.py").is_file()
+    assert (bento / "iwm/serving/page/index.html").is_file()
     assert "torch==" in (bento / "requirements.txt").read_text()
     # The Bento runs its own copy of the code and needs nothing of the checkout.
     with (
         served("iwm:latest", checkout) as running,
         SyncIWMClient(running.url) as client,
     ):
-        card = client._http.get("/model").json()
-        assert (card["name"], card["version"], card["alias"]) == ("iwm", "1", "champion")
-        assert card["gate"]["passed"] is True
+        card = client.model()
+        assert (card.name, card.version, card.alias) == ("iwm", "1", "champion")
+        assert card.gate is not None
+        assert card.gate["passed"] is True
+        assert card.streams == ("invariant", "equivariant")
         assert client.predict_next([0.0] * WIDTH, [0.0]).mrr >= 0
+    with (
+        served("iwm:latest", checkout, environ={"IWM_MODEL_VARIANT": "invariant"}) as running,
+        SyncIWMClient(running.url) as client,
+    ):
+        assert (client.model().name, client.model().model_variant) == (
+            "iwm-invariant",
+            "invariant",
+        )
+
+
+def test_models_are_laid_out_by_variant_within_a_bound(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params()
+    config = replace(params.package, phase="core")
+    write_phase(checkout)
+    register("core")
+    cards = fetch(config, params.register, checkout / "one")
+    assert list(cards) == ["core"]  # nothing else has a champion
+    assert read_json(checkout / "one/models.json") == {"default": "core"}
+    write_phase(checkout, "invariant")
+    register("invariant")
+    both = fetch(config, params.register, checkout / "two")
+    assert both["invariant"]["phase"] == "invariant"
+    monkeypatch.setattr("pipelines.package.MEGABYTE", 1000)
+    with pytest.raises(
+        ServiceError, match=r"\(core \d+, invariant \d+\), more than package.max_mb"
+    ):
+        fetch(replace(config, max_mb=10), params.register, checkout / "three")
+
+
+def test_a_champion_that_moved_is_fetched_once(checkout: Path) -> None:
+    write_phase(checkout, seed=0)
+    register("core")
+    folder = checkout / "empty"
+    folder.mkdir()
+    card = {"model": "iwm", "version": "1"}
+    assert not fetch_moved(card, folder)
+    assert not fetch_moved({"model": None, "version": None}, folder)
+    assert not fetch_moved({"model": "iwm-action", "version": "1"}, folder)
+    assert list(folder.iterdir()) == []
+    write_phase(checkout, seed=1, mrr=0.6)
+    register("core")
+    assert fetch_moved(card, folder)
+    newer = read_json(folder / "card.json")
+    assert (newer["version"], newer["alias"]) == ("2", "champion")
+    again = checkout / "again"
+    again.mkdir()
+    assert not fetch_moved(newer, again)
 
 
 def test_packaging_without_a_champion_or_with_a_failed_gate_is_refused(checkout: Path) -> None:
-    config = load_params().register
     with pytest.raises(TrackingError, match="no champion of 'iwm'"):
-        fetch_champion(config, checkout / "one")
+        required_champion("iwm", "core", checkout / "one")
     write_phase(checkout)
     register("core")
     gate = next((checkout / "mlruns/artifacts").rglob("gate.json"))
     edit(gate, passed=False)
     with pytest.raises(GateFailed, match=r"iwm version 1: gate\.json: the gate failed"):
-        fetch_champion(config, checkout / "two")
+        required_champion("iwm", "core", checkout / "two")
     gate.unlink()
     with pytest.raises(GateFailed, match="not found"):
-        fetch_champion(config, checkout / "three")
+        required_champion("iwm", "core", checkout / "three")

@@ -88,7 +88,7 @@ class StepsToGoal:
     """Steps still to go, as a temporal distance tells them.
 
     Args:
-        steps: latents [N, D] -> steps [N]; see :meth:`iwm.planning.distance.TemporalDistance.to_goal`.
+        steps: latents [N, D] -> steps [N]; see ``TemporalDistance.to_goal``.
         reduction: over the horizon.
         discount: weight of each further step in the sum.
     """

@@ -13,6 +13,8 @@ from iwm.settings import parse, settings
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+RANDOM = "random"
+"""Instead of a model folder: untrained models."""
 Precision = Literal["float32", "bfloat16"]
 
 

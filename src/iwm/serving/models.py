@@ -14,13 +14,12 @@ from typing import Any
 
 from iwm.errors import ModelError
 from iwm.files import read_json
-from iwm.serving.config import ServiceConfig
+from iwm.serving.config import RANDOM, ServiceConfig
 from iwm.serving.engine import Engine
 from iwm.serving.precision import load_checked
 
 CONFIG_FILE = "config.json"
 MODELS_FILE = "models.json"
-RANDOM = "random"
 STREAMS = ("invariant", "equivariant")
 """Variants of the semantic and the equivariant stream."""
 PREFERRED = ("action", "core")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from iwm.models.registry import create_model
-from iwm.serving.config import ServiceConfig
+from iwm.serving.config import RANDOM, ServiceConfig
 from iwm.serving.engine import Engine
-from iwm.serving.models import RANDOM, STREAMS, Models, choose
+from iwm.serving.models import STREAMS, Models, choose
 
 VOCABULARY = ("wait", "move_forward", "move_backward", "turn_left", "turn_right", "attack")
 _SHAPE = {"width": 64, "heads": 4}
