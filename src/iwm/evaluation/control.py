@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from iwm.errors import ConfigError, DataError
@@ -37,7 +38,7 @@ from iwm.evaluation.statistics import Figure, bootstrap_mean
 from iwm.gameplay.config import RecordPlan
 from iwm.gameplay.policies import RandomHold
 from iwm.gameplay.sources import Branching
-from iwm.planning.distance import TemporalDistance, fit_distance
+from iwm.planning.distance import Imagine, TemporalDistance, fit_distance
 from iwm.planning.dynamics import Discrete
 from iwm.planning.steps import StepNetwork, fit_steps
 from iwm.progress import Progress
@@ -104,7 +105,8 @@ def control(
     eye = Eye(model)
     distance: TemporalDistance | StepNetwork
     if config.temporal == "graph":
-        distance = fit_distance(recorded.latents, recorded.episode, config.graph)
+        imagine = imagination(model, space) if config.graph.imagined else None
+        distance = fit_distance(recorded.latents, recorded.episode, config.graph, imagine)
     else:
         distance = fit_steps(recorded.latents, recorded.episode, config.network)
     positions = {model.vocabulary.index(name): place for place, name in enumerate(names)}
@@ -155,12 +157,27 @@ def control(
             "nodes": len(distance.nodes),
             "coverage": distance.coverage,
             "link": distance.link,
+            "imagined": distance.imagined,
         }
     if table is not None:
         figures["temporal_distance"]["rank_correlation"] = rank_correlation(
             distance, eye(list(table.frames)), table, config.bootstrap
         )
     return Control(figures, distance)
+
+
+def imagination(model: Any, space: Discrete) -> Imagine:
+    """What a model predicts for every action of a space, from the frame alone."""
+    ids = torch.tensor([model.vocabulary.index(name) for name in space.names])
+    vectors = model.action_vectors(ids).to(next(model.parameters()).device)
+
+    def imagine(latents: Tensor) -> Tensor:
+        count, actions = len(latents), len(vectors)
+        z_cls = latents.to(vectors).repeat_interleave(actions, dim=0)
+        predicted: Tensor = model.predict(z_cls, vectors.repeat(count, 1)).z_cls
+        return predicted.view(count, actions, -1)
+
+    return imagine
 
 
 def _attempt(

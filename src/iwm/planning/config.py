@@ -80,6 +80,11 @@ class DistanceConfig:
     distant look-alikes of different episodes are taken for neighbours."""
     max_link: Annotated[float, Field(ge=0)] = 1.5
     """Most distant look-alikes that may be linked, in the same units."""
+    imagined: Annotated[float, Field(ge=0)] = 0.5
+    """A world model's prediction within this of a remembered latent adds a step to it, in the
+    same units; 0: only steps that somebody took."""
+    imagined_steps: Annotated[float, Field(ge=1)] = 1.2
+    """What an imagined step counts as: of two equal ways the one that was really taken wins."""
     neighbours: Annotated[int, Field(gt=0, le=64)] = 3
     """A latent's distance is the mean over so many remembered latents nearest to it, weighted."""
     max_distance: Annotated[float, Field(gt=1)] = 128.0

@@ -4,7 +4,8 @@ Latent distance says how alike two states look, not how far apart they are: behi
 another room. Here recorded play is a graph, as in search on the replay buffer (Eysenbach et al.,
 arXiv 1906.05253) and sparse graphical memory (arXiv 2003.06417): a node is a latent, an edge a
 step that somebody took, and the distance is the shortest path, which joins pieces of many
-episodes. It needs no labels and no rewards, and is fitted in seconds.
+episodes. It needs no labels and no rewards, and is fitted in seconds. Steps that nobody took but
+that a world model imagines between two remembered latents complete the graph.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from iwm.settings import parse, to_dict
 
 NAME = "temporal-distance"
 
+Imagine = Callable[[Tensor], Tensor]
+"""Latents [N, D] -> what each action would make of them, [N, A, D]."""
+
 _CHUNK = 1024
 _LINK_STEPS = 6
 
@@ -45,6 +49,8 @@ class TemporalDistance:
     """Share of the fitted frames whose nodes can all reach each other."""
     link: float
     """How distant look-alikes were linked, in units; 0: none needed."""
+    imagined: int
+    """Steps between nodes that the world model added to those that somebody took."""
 
     def to_goal(self, goal: Tensor) -> Callable[[Tensor], Tensor]:
         """The distance to one goal.
@@ -87,6 +93,7 @@ class TemporalDistance:
             unit=self.unit,
             coverage=self.coverage,
             link=self.link,
+            imagined=self.imagined,
         )
 
     @classmethod
@@ -103,15 +110,19 @@ class TemporalDistance:
         try:
             nodes, steps = weights["nodes"], weights["steps"]
             numbers = [float(document[name]) for name in ("unit", "coverage", "link")]
+            imagined = int(document["imagined"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}: holds no temporal distance: {error}") from None
         if nodes.ndim != 2 or steps.shape != (len(nodes), len(nodes)) or not numbers[0] > 0:
             raise ModelError(f"{folder}: nodes {tuple(nodes.shape)}, steps {tuple(steps.shape)}")
-        return cls(config, nodes, steps, *numbers)
+        return cls(config, nodes, steps, *numbers, imagined)
 
 
 def fit_distance(
-    latents: Tensor, episode: npt.NDArray[np.int64], config: DistanceConfig | None = None
+    latents: Tensor,
+    episode: npt.NDArray[np.int64],
+    config: DistanceConfig | None = None,
+    imagine: Imagine | None = None,
 ) -> TemporalDistance:
     """Fit to recorded play.
 
@@ -119,6 +130,7 @@ def fit_distance(
         latents: [N, D] of frames in the order of play.
         episode: [N]; neighbours in the order with the same episode are one step apart.
         config: settings; the defaults if ``None``.
+        imagine: a world model that adds steps which nobody took; ``None``: none are added.
 
     Raises:
         DataError: no two consecutive frames differ.
@@ -135,6 +147,11 @@ def fit_distance(
     edges = np.stack([node[follows], node[follows + 1]])
     edges = np.unique(edges[:, edges[0] != edges[1]], axis=1)
     weights = np.ones(edges.shape[1])
+    added = np.empty((2, 0), np.int64)
+    if imagine is not None:
+        added = _imagined(imagine, nodes, edges, config.imagined * unit)
+        edges = np.concatenate([edges, added], axis=1)
+        weights = np.concatenate([weights, np.full(added.shape[1], config.imagined_steps)])
     share = _coverage(edges, node, len(nodes))
     link = 0.0
     if share < config.coverage:
@@ -157,7 +174,29 @@ def fit_distance(
         unit,
         share,
         link,
+        added.shape[1],
     )
+
+
+@torch.no_grad()
+def _imagined(
+    imagine: Imagine, nodes: Tensor, taken: npt.NDArray[np.int64], radius: float
+) -> npt.NDArray[np.int64]:
+    """Steps [2, E] from nodes to those that a prediction comes within ``radius`` of.
+
+    From a node that nobody has ever left none are imagined: the game may end there.
+    """
+    left = np.unique(taken[0])
+    found = [np.empty((2, 0), np.int64)]
+    for part in np.array_split(left, max(1, len(left) // _CHUNK)):
+        outcomes = imagine(nodes[part])
+        away, nearest = torch.cdist(outcomes.flatten(0, 1).float().cpu(), nodes).min(1)
+        start = np.repeat(part, outcomes.shape[1])
+        sure = (away <= radius).numpy()
+        found.append(np.stack([start[sure], nearest.numpy()[sure]]))
+    edges = np.unique(np.concatenate(found, axis=1), axis=1)
+    known = np.isin(edges[0] * len(nodes) + edges[1], taken[0] * len(nodes) + taken[1])
+    return edges[:, ~known & (edges[0] != edges[1])]
 
 
 def merge(latents: Tensor, radius: float, most: int) -> tuple[Tensor, npt.NDArray[np.int64]]:

@@ -90,3 +90,22 @@ def test_what_does_not_fit_is_one_line(corridor, tmp_path):
         fit_distance(torch.zeros(5, 2), np.zeros(5, np.int64))
     with pytest.raises(ModelError, match="holds no model"):
         TemporalDistance.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_world_model_adds_the_steps_that_nobody_took():
+    """Play walks a corridor forwards alone; the model knows that one can walk back."""
+    cells = torch.eye(8) * 4
+    config = DistanceConfig(max_link=0, neighbours=1)
+
+    def imagine(latents):
+        here = latents.argmax(1)
+        return torch.stack([cells[(here + 1).clamp_max(7)], cells[(here - 1).clamp_min(0)]], 1)
+
+    alone = fit_distance(cells, np.zeros(8, np.int64), config)
+    helped = fit_distance(cells, np.zeros(8, np.int64), config, imagine)
+    assert alone.imagined == 0
+    assert alone.to_goal(cells[0])(cells[5:6]).item() == pytest.approx(config.max_distance)
+    assert helped.to_goal(cells[0])(cells[5:6]).item() == pytest.approx(5 * 1.2, abs=0.01)
+    assert helped.to_goal(cells[5])(cells[:1]).item() == pytest.approx(5, abs=0.01)
+    # Nobody went on from the last cell: the game may end there.
+    assert helped.imagined == 6
