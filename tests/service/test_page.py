@@ -80,7 +80,8 @@ def model_with_bank(folder: Path) -> Path:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = model_with_bank(tmp_path_factory.mktemp("model") / "walk-tiny")
     environ = {"IWM_MODEL_PATH": str(folder), "PYTHONPATH": str(ROOT)}
-    with served("bentos.iwm:IWM", tmp_path_factory.mktemp("page"), environ=environ) as running:
+    scratch = tmp_path_factory.mktemp("page")
+    with served("bentos.iwm:IWM", scratch, environ=environ, wait_s=300) as running:
         yield running
 
 

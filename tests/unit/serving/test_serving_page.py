@@ -108,6 +108,8 @@ def test_a_bank_stays_small(folder: Path) -> None:
     with pytest.raises(DataError, match="at most 64 frames"):
         write_bank(folder, engine, images, ["x"] * len(images))
     held = read_json(folder / BANK_FILE)
+    (folder / BANK_FILE).write_text("no json")
+    assert "damaged" in read_bank(folder, WIDTH)["why"]
     write_json(folder / BANK_FILE, {**held, "frames": held["frames"] * 100})
     assert len(read_bank(folder, WIDTH)["frames"]) == MOST_FRAMES
     (folder / BANK_FILE).write_bytes(b" " * (9 * 1024 * 1024))

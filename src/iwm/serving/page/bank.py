@@ -10,7 +10,6 @@ One file, ``bank.json``, beside the weights::
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 from collections.abc import Sequence
@@ -100,8 +99,8 @@ def _frames(folder: Path | None, width: int) -> list[dict[str, str]]:
         raise ModelError("this model was packed without a bank of frames")
     if (folder / BANK_FILE).stat().st_size > MAX_BYTES:
         raise ModelError(f"{BANK_FILE} is larger than {MAX_BYTES} bytes")
-    held = read_json(folder / BANK_FILE)
     try:
+        held = read_json(folder / BANK_FILE)
         if held["weights_sha256"] != _digest(folder):
             raise ModelError(f"{BANK_FILE} holds latents of other weights")
         frames = [
@@ -109,7 +108,7 @@ def _frames(folder: Path | None, width: int) -> list[dict[str, str]]:
             for frame in held["frames"][:MOST_FRAMES]
         ]
         sizes = {len(base64.b64decode(frame["z_cls"], validate=True)) for frame in frames}
-    except (KeyError, TypeError, binascii.Error):
+    except (KeyError, TypeError, ValueError):
         raise ModelError(f"{BANK_FILE} is damaged") from None
     if sizes != {4 * width}:
         raise ModelError(f"{BANK_FILE} holds latents of another width")
