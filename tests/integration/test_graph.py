@@ -50,20 +50,28 @@ def test_a_changed_parameter_runs_what_reads_it_and_nothing_else(tmp_path: Path)
         env={**os.environ, "PATH": PATH},
         check=True,
     )
-    for report in ("validation.json", "metrics/core.json", "gates/core.json", "index.html"):
+    for report in ("validation.json", "metrics/action.json", "gates/dual.json", "index.html"):
         assert (clone / "reports" / report).is_file()
     assert would_run(clone) == set()
 
-    after = {"register", "package", "report"}
+    phases = ("core", "invariant", "equivariant", "action", "dual")
+    learned = {
+        f"{stage}@{phase}"
+        for stage in ("train", "evaluate", "gate", "register")
+        for phase in phases
+    }
+    after = {"register@core", "package", "report"}
     for change, reader, allowed in (
-        ("train.core.optim.lr=0.0031", "train@core", {"evaluate@core", "gate@core", *after}),
+        # All phases go on from core's encoder.
+        ("train.core.optim.lr=0.0031", "train@core", {*learned, *after}),
+        ("train.action.optim.lr=0.0031", "train@action", {n for n in learned if "action" in n}),
         ("evaluate.core.seed=9", "evaluate@core", {"gate@core", *after}),
         ("package.smoke_requests=5", "package", {"report"}),
     ):
         run("pipelines.profile", "use", "smoke", "--set", change, cwd=clone)
         # A dry run cannot know what a stage will write: it may or may not list what comes after.
         assert reader in would_run(clone)
-        assert would_run(clone) <= {reader, *allowed}
+        assert would_run(clone) <= {reader, *allowed, "package", "report"}
         run("pipelines.profile", "use", "smoke", cwd=clone)
         assert would_run(clone) == set()
 

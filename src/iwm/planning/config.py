@@ -96,7 +96,7 @@ class StepsConfig:
     """Fitting a network that tells steps to a goal (see :mod:`iwm.planning.steps`)."""
 
     hidden: Positive = 256
-    steps: Positive = 800
+    steps: Positive = 1500
     batch_size: Positive = 512
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1

@@ -109,13 +109,13 @@ class TemporalDistance:
         weights = read_weights(folder)
         try:
             nodes, steps = weights["nodes"], weights["steps"]
-            numbers = [float(document[name]) for name in ("unit", "coverage", "link")]
+            unit, coverage, link = (float(document[name]) for name in ("unit", "coverage", "link"))
             imagined = int(document["imagined"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}: holds no temporal distance: {error}") from None
-        if nodes.ndim != 2 or steps.shape != (len(nodes), len(nodes)) or not numbers[0] > 0:
+        if nodes.ndim != 2 or steps.shape != (len(nodes), len(nodes)) or not unit > 0:
             raise ModelError(f"{folder}: nodes {tuple(nodes.shape)}, steps {tuple(steps.shape)}")
-        return cls(config, nodes, steps, *numbers, imagined)
+        return cls(config, nodes, steps, unit, coverage, link, imagined)
 
 
 def fit_distance(
