@@ -7,9 +7,9 @@ For each model, in turns: (a) the bare engine, on pixels, no decoding; (b) our s
 ``iwm serve`` runs it; (c) LitServe over the same engine, without and with its own batching; (d) a
 plain FastAPI application that does what the older service did: PIL, torchvision transforms, one
 image at a time, a zero for every patch token on ``/predict``. Requests are JSON as older clients
-send them; ``encode, raw`` is our service's JPEG body and binary answer. One and 16 clients, in
-this process, on the same cores as the servers, of which only the one in its lap is awake. Every
-answer is compared with the engine's before anything is timed.
+send them; ``encode, raw`` is our service's JPEG body and binary answer, ``mixed`` all three in
+turn. One and 16 clients, in this process, on the same cores as the servers, of which only the one
+in its lap is awake. Every answer is compared with the engine's before anything is timed.
 
 Models: ``small`` is the ready-made doom-tiny (or ``--small FOLDER``); ``vit-b16`` is the core model
 at its full size with random weights. ``--quick`` is a look at the machinery, on the small model.
@@ -29,6 +29,8 @@ from typing import Any
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 CLIENTS = (1, 16)
+WITH = {"plan": (1,), "mixed": (16,)}
+"""Clients of calls that are not asked with each of :data:`CLIENTS`."""
 MODELS = ("small", "vit-b16")
 
 
@@ -79,7 +81,7 @@ def measure(
     import torch
 
     from benchmarks.serving.goals import Figure, judge
-    from benchmarks.serving.subjects import CALLS, OURS, Inputs, bare_lap, servers
+    from benchmarks.serving.subjects import CALLS, MIXED, OURS, Inputs, bare_lap, servers
     from benchmarks.serving.traffic import Sample, lap
     from iwm.serving.config import Limits
     from iwm.serving.engine import Engine
@@ -109,12 +111,14 @@ def measure(
                     if server.name == OURS:
                         calls += ["encode, raw"] * (call == "encode")
                         calls += ["plan"] * (call == "rollout" and plans)
+                        calls += [MIXED] * (call == "rollout")
                     for each in calls:
-                        request = inputs.request(server.name, server.port, each)
-                        for clients in CLIENTS if each != "plan" else (1,):
+                        names = CALLS if each == MIXED else (each,)
+                        asked = [inputs.request(server.name, server.port, it) for it in names]
+                        for clients in WITH.get(each, CLIENTS):
                             with server.running():
-                                lap(request, clients, options.seconds / 4)  # warms up
-                                seen = lap(request, clients, options.seconds)
+                                lap(asked, clients, options.seconds / 4)  # warms up
+                                seen = lap(asked, clients, options.seconds)
                             key = (server.name, each, clients)
                             samples.setdefault(key, Sample()).add(seen)
                 for batch in BATCHES:
@@ -142,7 +146,7 @@ def table(rows: Sequence[Any]) -> str:
         f"{'model':10}{'call':14}{'subject':20}{'clients':>8}{'p50 ms':>10}{'p99 ms':>10}"
         f"{'answers/s':>11}{'refused':>9}"
     ]
-    order = {"encode": 0, "encode, raw": 1, "predict": 2, "rollout": 3, "plan": 4}
+    order = {"encode": 0, "encode, raw": 1, "predict": 2, "rollout": 3, "mixed": 4, "plan": 5}
     for row in sorted(rows, key=lambda row: (row.model, order[row.call], row.clients)):
         lines.append(
             f"{row.model:10}{row.call:14}{row.subject:20}{row.clients:8}{row.p50:10.2f}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.serving.subjects import CALLS, LIT, LIT_BATCHES, OURS, PLAIN
+from benchmarks.serving.subjects import CALLS, LIT, LIT_BATCHES, MIXED, OURS, PLAIN
 
 OVERHEAD_MS = {"encode, raw": 2.0, "predict": 1.0}
 OFFLINE_SHARE = 0.85
 FASTER_THAN_PLAIN = 10.0
+TAIL = 4.0
 LATENCY_MS = {"encode": 10.0, "predict": 5.0, "rollout": 30.0, "plan": 400.0}
 
 
@@ -56,6 +57,7 @@ def judge(
     return [
         *_overhead(model, figures),
         *_throughput(model, figures, offline),
+        *_tail(model, figures),
         *_beside_plain(model, figures),
         *_beside_litserve(model, figures),
         *(_latency(model, figures) if small else ()),
@@ -82,6 +84,16 @@ def _throughput(model: str, figures: Figures, offline: Mapping[str, float]) -> I
         share = figures[OURS, call, 16].throughput / offline[call]
         goal = f"/{call}, 16 clients: >= {OFFLINE_SHARE:.0%} of the best offline batch"
         yield Verdict(model, goal, f"{share:.0%}", share >= OFFLINE_SHARE)
+
+
+def _tail(model: str, figures: Figures) -> Iterator[Verdict]:
+    for call in (*CALLS, MIXED):
+        ours = figures[OURS, call, 16]
+        times = ours.p99 / ours.p50
+        goal = f"/{call}, 16 clients: p99 <= {TAIL:g} x p50"
+        if call == MIXED:
+            goal = goal.removeprefix("/")
+        yield Verdict(model, goal, f"{times:.1f} x", times <= TAIL)
 
 
 def _beside_plain(model: str, figures: Figures) -> Iterator[Verdict]:

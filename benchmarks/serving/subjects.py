@@ -33,6 +33,8 @@ from pipelines._served import free_port, served, stop
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("encode", "predict", "rollout")
 STEPS = 5
+MIXED = "mixed"
+"""All of :data:`CALLS` in turn."""
 JSON = {"Content-Type": "application/json"}
 OURS, LIT, LIT_BATCHES, PLAIN = "iwm", "LitServe", "LitServe, batches", "plain FastAPI"
 

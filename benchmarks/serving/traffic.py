@@ -7,8 +7,9 @@ status line and its length.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,11 +74,15 @@ async def exchange(
     return status, await reader.readexactly(length)
 
 
-async def _client(request: HttpRequest, until: float, sample: Sample) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", request.port, limit=2**24)
+async def _client(
+    requests: Sequence[HttpRequest], number: int, until: float, sample: Sample
+) -> None:
+    turns = itertools.islice(itertools.cycle(requests), number % len(requests), None)
+    port = requests[0].port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
     try:
         while (started := time.perf_counter()) < until:
-            status, _ = await exchange(reader, writer, request)
+            status, _ = await exchange(reader, writer, next(turns))
             if status == 200:
                 sample.milliseconds.append(1000 * (time.perf_counter() - started))
             else:
@@ -86,13 +91,16 @@ async def _client(request: HttpRequest, until: float, sample: Sample) -> None:
         writer.close()
 
 
-def lap(request: HttpRequest, clients: int, seconds: float) -> Sample:
-    """``clients`` that each send the next request when the last is answered."""
+def lap(requests: Sequence[HttpRequest], clients: int, seconds: float) -> Sample:
+    """``clients`` that each send the next of ``requests``, in turn, when the last is answered."""
 
     async def run() -> Sample:
         sample = Sample()
         started = time.perf_counter()
-        await asyncio.gather(*(_client(request, started + seconds, sample) for _ in range(clients)))
+        until = started + seconds
+        await asyncio.gather(
+            *(_client(requests, number, until, sample) for number in range(clients))
+        )
         sample.seconds = time.perf_counter() - started
         return sample
 
