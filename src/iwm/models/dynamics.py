@@ -78,8 +78,19 @@ class CausalBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
+    def modulate(self, condition: Tensor) -> Tensor:
+        """Shifts, scales and gates [..., 6 width] that a condition [..., width] asks for."""
+        modulated: Tensor = self.modulation(F.silu(condition))
+        return modulated
+
     def forward(
-        self, tokens: Tensor, condition: Tensor, past: tuple[Tensor, Tensor] | None, back: Tensor
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        back: Tensor,
+        *,
+        modulated: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, Q, width] and their condition, after the block.
 
@@ -90,14 +101,14 @@ class CausalBlock(nn.Module):
                 tokens' own, where ``back`` has P columns.
             back: int64 [Q, P]: how many frames before query q key p stands; what is not in
                 1 ... history - 1 is not attended to.
+            modulated: ``condition`` is what :meth:`modulate` made of it.
 
         Returns:
             Tokens, and the keys and values of all of them.
         """
         batch, count, width = tokens.shape
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(
-            6, dim=-1
-        )
+        six = condition if modulated else self.modulate(condition)
+        shift1, scale1, gate1, shift2, scale2, gate2 = six.chunk(6, dim=-1)
         q, k, v = (
             self.qkv(self.norm1(tokens) * (1 + scale1) + shift1)
             .view(batch, count, 3, self.heads, -1)
@@ -213,10 +224,28 @@ class Dynamics(nn.Module):
         change: Tensor = self.cls_head(features)
         return latents + change
 
+    def conditions(self, actions: Tensor) -> tuple[Tensor, ...]:
+        """What actions [n, A] ask of each block, [n, 6 width]: for steps that share few actions."""
+        embedded = self.embed_action(actions)
+        return tuple(block.modulate(embedded) for block in self._causal())
+
+    def _causal(self) -> list[CausalBlock]:
+        return [block for block in self.blocks if isinstance(block, CausalBlock)]
+
     def step(
-        self, latent: Tensor, action: Tensor, past: Past | None = None
+        self,
+        latent: Tensor,
+        action: Tensor,
+        past: Past | None = None,
+        conditions: tuple[Tensor, ...] | None = None,
     ) -> tuple[Tensor, Tensor, Past]:
         """One frame on: latent [B, D], action [B, A], the frames before.
+
+        Args:
+            latent: [B, D].
+            action: [B, A]; with ``conditions``, int64 [B]: rows of them.
+            past: the frames before.
+            conditions: see :meth:`conditions`.
 
         Returns:
             Feature [B, width], predicted CLS [B, D], and the past with this frame in it, as
@@ -226,11 +255,13 @@ class Dynamics(nn.Module):
         seen = None if past is None else past.last(reach)
         count = 0 if seen is None else len(seen)
         back = torch.arange(count, 0, -1, device=latent.device).unsqueeze(0)
-        tokens, condition = self.embed(latent).unsqueeze(1), self.embed_action(action).unsqueeze(1)
+        tokens = self.embed(latent).unsqueeze(1)
+        condition = self.embed_action(action).unsqueeze(1) if conditions is None else None
         keys, values = [], []
         for depth, block in enumerate(self.blocks):
             pair = None if seen is None else (seen.keys[depth], seen.values[depth])
-            tokens, k, v = block(tokens, condition, pair, back)
+            asked = condition if conditions is None else conditions[depth][action].unsqueeze(1)
+            tokens, k, v = block(tokens, asked, pair, back, modulated=conditions is not None)
             keys.append(k)
             values.append(v)
         feature = self.norm(tokens)[:, 0]

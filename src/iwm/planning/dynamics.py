@@ -160,13 +160,14 @@ def shared_rollout(
     """
     node = torch.zeros(len(actions), dtype=torch.int64, device=z_cls.device)
     latent = z_cls
+    conditions = model.dynamics.conditions(vectors)
     latents, errors = [], []
     for action in actions.to(z_cls.device).unbind(1):
         prefix, node = torch.unique(node * len(vectors) + action, return_inverse=True)
         before = prefix // len(vectors)
         here = None if past is None else past.rows(before)
         feature, latent, past = model.dynamics.step(
-            latent[before], vectors[prefix % len(vectors)], here
+            latent[before], prefix % len(vectors), here, conditions
         )
         latents.append(latent[node])
         errors.append(model.dynamics.log_error(feature)[node])
