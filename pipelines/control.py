@@ -67,6 +67,12 @@ def control(
     for arm in ARMS:
         if arm in measured.figures:
             typer.echo(line(arm, measured.figures[arm]))
+    for other in ("random", "cloning"):
+        above = measured.figures["model"][f"above_{other}"]
+        typer.echo(
+            f"model above {other}, same tasks: {above['mean']:+.3f} "
+            f"[{above['low']:+.3f}, {above['high']:+.3f}]"
+        )
 
 
 def line(arm: str, figures: dict[str, Any]) -> str:

@@ -145,6 +145,10 @@ def control(
     figures: dict[str, Any] = {
         name: summary(found, config.bootstrap) for name, found in attempts.items()
     }
+    for other in ("random", "cloning"):
+        figures["model"][f"above_{other}"] = paired(
+            attempts["model"], attempts[other], config.bootstrap
+        )
     shortest = np.array([task.shortest for task in played], float)
     figures["tasks"] = {
         "seeds": config.seeds,
@@ -174,7 +178,7 @@ def imagination(model: Any, space: Discrete) -> Imagine:
     def imagine(latents: Tensor) -> Tensor:
         count, actions = len(latents), len(vectors)
         z_cls = latents.to(vectors).repeat_interleave(actions, dim=0)
-        predicted: Tensor = model.predict(z_cls, vectors.repeat(count, 1)).z_cls
+        predicted: Tensor = model.rollout(z_cls, vectors.repeat(count, 1).unsqueeze(1)).z_cls
         return predicted.view(count, actions, -1)
 
     return imagine
@@ -234,6 +238,13 @@ def summary(attempts: list[Attempt], resamples: int) -> dict[str, Figure]:
         ratio = np.array([attempt.steps / attempt.shortest for attempt in won])
         figures["path_ratio"] = bootstrap_mean(ratio, np.arange(len(won)), resamples=resamples)
     return figures
+
+
+def paired(one: list[Attempt], other: list[Attempt], resamples: int) -> Figure:
+    """Success of one arm above another's on the same tasks."""
+    pairs = zip(one, other, strict=True)
+    difference = np.array([float(a.success) - float(b.success) for a, b in pairs])
+    return bootstrap_mean(difference, np.arange(len(difference)), resamples=resamples)
 
 
 def rank_correlation(
