@@ -52,7 +52,7 @@ def served(
     folder: Path,
     *,
     environ: Mapping[str, str] | None = None,
-    wait_s: float = 90.0,
+    wait_s: float = 300.0,
 ) -> Iterator[Served]:
     """Run ``bentoml serve TARGET`` in ``folder`` until the block ends.
 
