@@ -25,6 +25,7 @@ import typer
 from iwm.errors import ServiceError, one_line_errors
 
 if TYPE_CHECKING:
+    from iwm.agents import ArbiterConfig
     from iwm.client import IWMClient
     from iwm.evaluation.control_config import ControlConfig
     from iwm.evaluation.goals import Task
@@ -101,11 +102,10 @@ class RandomPlayer:
 class WorldModelAgent:
     """Perception, arbiter and coherence around the service."""
 
-    def __init__(self, client: IWMClient, actions: tuple[str, ...], act: int) -> None:
-        from iwm.agents import ActionArbiter, ArbiterConfig, IWMPerceptionModule
+    def __init__(self, client: IWMClient, config: ArbiterConfig) -> None:
+        from iwm.agents import ActionArbiter, IWMPerceptionModule
 
         self._eyes = IWMPerceptionModule(client=client, abstraction_every=0)
-        config = ArbiterConfig(actions=actions, wait_action="noop", act=act)
         self._arbiter = ActionArbiter(client, config)
         self.latencies = Latencies()
         self.reasons: dict[str, int] = {}
@@ -173,14 +173,17 @@ def show(name: str, number: int, made: Attempt) -> None:
     )
 
 
-async def play(episodes: int, seed: int, random_only: bool, url: str, act: int) -> dict[str, Any]:
-    """Play all tasks and gather the figures.
+async def play(
+    episodes: int, seed: int, random_only: bool, url: str, **search: int
+) -> dict[str, Any]:
+    """Play all tasks and gather the figures; ``search`` is the arbiter's budget.
 
     Raises:
         ServiceError: the service is not there, or serves a model of another game.
     """
     import numpy as np
 
+    from iwm.agents import ArbiterConfig
     from iwm.client import IWMClient
     from iwm.evaluation.control_config import ControlConfig
     from iwm.evaluation.goals import played_tasks
@@ -195,13 +198,14 @@ async def play(episodes: int, seed: int, random_only: bool, url: str, act: int) 
         plan=GAME, goals="played", tasks=episodes, goal_steps=(4, 8), away=96, distance=64, angle=30
     )
     made: dict[str, list[Attempt]] = {}
-    figures: dict[str, Any] = {"game": GAME, "episodes": episodes, "seed": seed}
-    async with IWMClient(url, timeout=10.0) as client:
+    figures: dict[str, Any] = {"game": GAME, "episodes": episodes, "seed": seed, **search}
+    async with IWMClient(url) as client:
         with closing(open_source(plan)) as source:
             names = source.actions
             players: dict[str, Player] = {}
             if not random_only:
-                agent = WorldModelAgent(client, names, act)
+                chooses = ArbiterConfig(actions=names, wait_action="noop", **search)
+                agent = WorldModelAgent(client, chooses)
                 await check(client, names)
                 players["agent"] = agent
             players["random"] = RandomPlayer(names, plan.hold_min, plan.hold_max)
@@ -268,13 +272,16 @@ def main(
     random: Annotated[bool, typer.Option("--random", help="Random play alone.")] = False,
     url: Annotated[str, typer.Option(help="Where the service is.")] = "http://127.0.0.1:8001",
     act: Annotated[int, typer.Option(min=1, max=8, help="Actions taken from a plan.")] = 2,
+    candidates: Annotated[int, typer.Option(min=1, help="Sequences of one iteration.")] = 128,
+    iterations: Annotated[int, typer.Option(min=1, help="Iterations of a search.")] = 5,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file, too.")
     ] = None,
 ) -> None:
     """Play ViZDoom's my_way_home with a world model, and at random beside it."""
     with one_line_errors():
-        figures = asyncio.run(play(episodes, seed, random, url, act))
+        search = {"act": act, "candidates": candidates, "iterations": iterations}
+        figures = asyncio.run(play(episodes, seed, random, url, **search))
         report(figures)
         if output is not None:
             output.write_text(json.dumps(figures, indent=2) + "\n")

@@ -39,7 +39,7 @@ class Refusal(Exception):
 class FakeService:
     """Answers like the service; what it should do wrong is set on it.
 
-    ``away``: refuse connections. ``broken``: paths that answer 500. ``mrr``: the confidence in
+    ``away``: refuse connections. ``broken``: paths that answer 404. ``mrr``: the confidence in
     every prediction. ``named``: whether actions have names. ``asked``: (path, body) so far.
     """
 
@@ -72,7 +72,7 @@ class FakeService:
         }
         try:
             if path in self.broken:
-                raise Refusal(500, "broken")
+                raise Refusal(404, "broken")
             answer = routes[path](body)
         except Refusal as refusal:
             return httpx.Response(refusal.status, json={"detail": refusal.detail})

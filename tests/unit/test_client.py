@@ -74,6 +74,14 @@ def test_a_wrong_request_is_not_retried() -> None:
     assert (client.total_requests, client.total_errors) == (1, 1)
 
 
+def test_a_fault_of_the_service_is_no_refusal() -> None:
+    handler, seen = scripted((500, {"detail": "oh"}))
+    with pytest.raises(ServiceError, match="500: oh") as caught:
+        sync_client(handler).model()
+    assert not isinstance(caught.value, Refused)
+    assert len(seen) == 1
+
+
 def test_retries_end() -> None:
     handler, seen = scripted((503, {"detail": "busy"}))
     client = sync_client(handler, retries=2)

@@ -68,6 +68,7 @@ class IWMPerceptionModule:
         self._available = Availability(clock=clock)
         self._meter, self._rng = AbstractionMeter(), np.random.default_rng(0)
         self._unknown: set[str] = set()
+        self._streams = True
         self._scale: float | None = None
         self._frames = self._missed = self._surprises = self._measured = 0
         self._total_surprise = self._most_surprise = self._busy_s = 0.0
@@ -173,9 +174,14 @@ class IWMPerceptionModule:
 
     async def _more(self, frame: Pixels, state: VisionState, now: Latent) -> None:
         """Both streams, and from time to time the abstraction index."""
-        if self.enable_dual:
-            both = await self.client.encode_dual(frame)
-            state.vision_semantic, state.vision_equivariant = both.semantic, both.equivariant
+        if self.enable_dual and self._streams:
+            try:
+                both = await self.client.encode_dual(frame)
+            except Refused as error:
+                logger.warning("world model: %s; going on without the streams", error)
+                self._streams = False
+            else:
+                state.vision_semantic, state.vision_equivariant = both.semantic, both.equivariant
         if self._every and (self._frames - 1) % self._every == 0:
             changed = await self.client.encode_image(jitter(frame, self._rng))
             index = self._meter.update(now, changed.z_cls)
@@ -213,13 +219,13 @@ class IWMPerceptionModule:
     async def check_health(self) -> bool:
         """Ask how the service is, now; whether it is there and has a model.
 
-        Also forgets which actions the model did not know: another one may be served now.
+        Also forgets what the model did not know or have: another one may be served now.
         """
         healthy = (await self.client.health()).get("status") == "ok"
         if healthy:
             self._available.answered()
             self._unknown.clear()
-            self._scale = None
+            self._streams, self._scale = True, None
         return healthy
 
     def get_stats(self) -> dict[str, Any]:

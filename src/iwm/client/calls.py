@@ -120,8 +120,7 @@ def encode_bytes(data: bytes, return_patches: bool) -> Call[results.EncodeResult
 
 def encode_dual(png: bytes, return_patches: bool) -> Call[results.DualResult]:
     """``POST /encode_dual``."""
-    body = _json(image_b64=png, return_patches=return_patches)
-    return Call("POST", "/encode_dual", body, results.read_dual)
+    return Call("POST", "/encode_dual", _image(png, return_patches), results.read_dual)
 
 
 def predict(

@@ -63,8 +63,8 @@ def answer(call: Call[T], response: httpx.Response) -> T:
 
     Raises:
         Busy: 503.
-        Refused: any other refusal, with the service's reason.
-        ServiceError: an answer that is not what the call's should be.
+        Refused: 4xx, with the service's reason.
+        ServiceError: another status, or an answer that is not what the call's should be.
     """
     if response.status_code == 200:
         try:
@@ -79,6 +79,8 @@ def answer(call: Call[T], response: httpx.Response) -> T:
     if response.status_code == 503:
         after = response.headers.get("retry-after", "")
         raise Busy(line, float(after) if after.isdigit() else None)
+    if response.status_code >= 500:
+        raise ServiceError(line)
     raise Refused(line, response.status_code)
 
 

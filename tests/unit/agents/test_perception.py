@@ -102,6 +102,23 @@ def test_any_object_with_the_attributes_is_a_state() -> None:
     np.testing.assert_array_equal(state.vision_equivariant, [10, 12])
 
 
+def test_a_service_without_streams_is_asked_for_them_once() -> None:
+    service, state = FakeService(), BeingState()
+    service.broken = {"/encode_dual"}
+    eyes = module(service, enable_dual=True)
+
+    async def scenario() -> None:
+        for _ in range(3):
+            assert await eyes.process_frame(picture(5, 6), state, "noop")
+        assert service.count("/encode_dual") == 1
+        service.broken = set()
+        assert await eyes.check_health()
+        assert await eyes.process_frame(picture(5, 6), state, "noop")
+
+    run(scenario)
+    np.testing.assert_array_equal(state.vision_semantic, [5, 6])
+
+
 def test_a_model_without_calibration_leaves_confidence_alone() -> None:
     service, state = FakeService(), BeingState(vision_mrr=0.25)
     service.mrr = None  # type: ignore[assignment]
