@@ -33,6 +33,7 @@ REQUIREMENTS = (
     "pillow",
     "pydantic",
     "safetensors",
+    "simplejpeg",
     "timm",
     "torch",
     "torchvision",
