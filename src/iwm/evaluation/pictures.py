@@ -148,6 +148,15 @@ def bars(panels: dict[str, dict[str, dict[str, Any]]], path: Path, columns: int 
     _save(figure, path)
 
 
+def areas(shares: Array, title: str, path: Path, x: str = "frame") -> None:
+    """Shares that sum to one, [T, K], as areas on top of one another over time."""
+    figure, axes = _figure(8, 2.8)
+    axes.stackplot(range(len(shares)), shares.T)
+    axes.set_ylim(0, 1)
+    _plain(axes, title, x, "share")
+    _save(figure, path)
+
+
 def strips(
     rows: Sequence[Sequence[Array]],
     titles: Sequence[str],

@@ -192,8 +192,11 @@ def mixture_kl_bound(
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Entropy in nats of weights [..., K] that sum to one; 0 log 0 is 0."""
-    found: Tensor = torch.special.entr(weights).sum(-1)
+    """Entropy in nats of weights [..., K] that sum to one; 0 log 0 is 0, with slope 0.
+
+    The true slope at 0 is infinite, and responsibilities do underflow to 0.
+    """
+    found: Tensor = torch.special.entr(weights.clamp_min(torch.finfo(weights.dtype).tiny)).sum(-1)
     return found
 
 

@@ -208,7 +208,15 @@ def test_components_far_apart_take_responsibility_each_for_its_own() -> None:
     joint = mixture_joint(means, torch.full((3,), 1 / 3).log(), means, torch.zeros(3, 1))
     torch.testing.assert_close(joint.softmax(-1), torch.eye(3))
     assert float(entropy(joint.softmax(-1).mean(0)).exp()) == pytest.approx(3, abs=1e-3)
-    assert float(entropy(torch.tensor([1.0, 0.0]))) == 0
+
+
+def test_the_entropy_has_a_slope_where_a_weight_is_zero() -> None:
+    scores = torch.tensor([0.0, -500.0], requires_grad=True)
+    value = entropy(scores.softmax(-1))
+    value.backward()
+    assert float(value.detach()) == pytest.approx(0, abs=1e-30)
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
 
 
 def test_the_reconstruction_is_a_likelihood_but_for_its_constant() -> None:

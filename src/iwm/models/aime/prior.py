@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iwm.models.aime.config import AIMEConfig
 from iwm.objectives.elbo import kumaraswamy_logs, stick_breaking
@@ -16,7 +15,8 @@ from iwm.objectives.elbo import kumaraswamy_logs, stick_breaking
 LOG_VARIANCE = (-10.0, 2.0)
 STICK = (0.1, 20.0)
 """Range of a and b of the sticks: where their KL is known to 4e-4."""
-_SMALLEST = 1e-3
+GAMMA = (0.1, 100.0)
+"""Range of shape and rate of the concentration's posterior."""
 
 How = Literal["sample", "mean", "mode"]
 
@@ -29,6 +29,19 @@ def full(x: Tensor) -> Tensor:
 def bounded(x: Tensor, low: float, high: float) -> Tensor:
     """Any number to the open interval (low, high), with a slope everywhere."""
     return low + (high - low) * torch.sigmoid(x)
+
+
+def within(limits: tuple[float, float], x: Tensor) -> Tensor:
+    """Any number to a positive one between two limits, evenly in logarithms."""
+    low, high = limits
+    return bounded(x, math.log(low), math.log(high)).exp()
+
+
+def inverse(limits: tuple[float, float], value: float) -> float:
+    """What :func:`within` takes to ``value``."""
+    low, high = (math.log(limit) for limit in limits)
+    share = (math.log(value) - low) / (high - low)
+    return math.log(share / (1 - share))
 
 
 def log_variance(x: Tensor) -> Tensor:
@@ -98,12 +111,11 @@ class DPGMMPrior(nn.Module):
             self.gaussians.bias[: k * d].normal_()
             self.gaussians.bias[k * d :].zero_()
             if self.sticks is not None:
-                self.sticks.bias[: k - 1].fill_(_inverse(1.0))
+                self.sticks.bias[: k - 1].fill_(inverse(STICK, 1.0))
                 mean_alpha = shape.alpha_shape / shape.alpha_rate
-                self.sticks.bias[k - 1 :].fill_(_inverse(mean_alpha))
-            self.concentration.bias.copy_(
-                torch.tensor([shape.alpha_shape, shape.alpha_rate]).expm1().log()
-            )
+                self.sticks.bias[k - 1 :].fill_(inverse(STICK, mean_alpha))
+            self.concentration.bias[0] = inverse(GAMMA, shape.alpha_shape)
+            self.concentration.bias[1] = inverse(GAMMA, shape.alpha_rate)
 
     def forward(self, hidden: Tensor, context: Tensor, how: How = "sample") -> Mixture:
         """The mixture given h [..., H] and c [..., C] of the step before.
@@ -116,7 +128,7 @@ class DPGMMPrior(nn.Module):
         feature = self.trunk(torch.cat([hidden, context], dim=-1))
         mean, raw = full(self.gaussians(feature)).chunk(2, dim=-1)
         a, b = self._sticks(feature)
-        shape, rate = (F.softplus(full(self.concentration(feature))) + _SMALLEST).unbind(-1)
+        shape, rate = within(GAMMA, full(self.concentration(feature))).unbind(-1)
         parts = (*feature.shape[:-1], self.components, self.latent_dim)
         return Mixture(
             log_pi=stick_breaking(*(_drawn(a, b) if how == "sample" else _expected(a, b))),
@@ -133,21 +145,13 @@ class DPGMMPrior(nn.Module):
         if self.sticks is None:
             none = full(feature[..., :0])
             return none, none
-        low, high = (math.log(bound) for bound in STICK)
-        a, b = bounded(full(self.sticks(feature)), low, high).exp().chunk(2, dim=-1)
+        a, b = within(STICK, full(self.sticks(feature))).chunk(2, dim=-1)
         return a, b
 
     @property
     def hyperprior(self) -> tuple[Tensor, Tensor]:
         """Shape and rate of alpha's prior, positive."""
         return self.log_shape0.exp(), self.log_rate0.exp()
-
-
-def _inverse(value: float) -> float:
-    """What :func:`bounded`, over the logarithms of ``STICK``, takes to ``value``."""
-    low, high = (math.log(bound) for bound in STICK)
-    share = (math.log(value) - low) / (high - low)
-    return math.log(share / (1 - share))
 
 
 def _drawn(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
