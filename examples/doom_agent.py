@@ -174,9 +174,9 @@ def show(name: str, number: int, made: Attempt) -> None:
 
 
 async def play(
-    episodes: int, seed: int, random_only: bool, url: str, **search: int
+    episodes: int, seed: int, random_only: bool, url: str, search: dict[str, int]
 ) -> dict[str, Any]:
-    """Play all tasks and gather the figures; ``search`` is the arbiter's budget.
+    """Play all tasks and gather the figures; ``search`` holds settings of the arbiter.
 
     Raises:
         ServiceError: the service is not there, or serves a model of another game.
@@ -191,6 +191,7 @@ async def play(
     from iwm.gameplay.config import RecordPlan
     from iwm.gameplay.policies import RandomHold
     from iwm.gameplay.sources import open_source
+    from iwm.settings import parse
 
     plan = RecordPlan(name=GAME, source="vizdoom", game=GAME, frames=2)
     # Reached: within a step's walk, facing about the same way. Goals begin farther away.
@@ -204,7 +205,8 @@ async def play(
             names = source.actions
             players: dict[str, Player] = {}
             if not random_only:
-                chooses = ArbiterConfig(actions=names, wait_action="noop", **search)
+                settings = {"actions": names, "wait_action": "noop", **search}
+                chooses = parse(ArbiterConfig, settings, "arbiter")
                 agent = WorldModelAgent(client, chooses)
                 await check(client, names)
                 players["agent"] = agent
@@ -281,7 +283,7 @@ def main(
     """Play ViZDoom's my_way_home with a world model, and at random beside it."""
     with one_line_errors():
         search = {"act": act, "candidates": candidates, "iterations": iterations}
-        figures = asyncio.run(play(episodes, seed, random, url, **search))
+        figures = asyncio.run(play(episodes, seed, random, url, search))
         report(figures)
         if output is not None:
             output.write_text(json.dumps(figures, indent=2) + "\n")
