@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ARMS = ("sum", "unit", "pcgrad", "rgb")
-WINDOW, BATCH, HELD_OUT = 8, 4, 12
+WINDOW, BATCH, HELD_OUT = 8, 4, 8
 SMALL: dict[str, Any] = {
     "latent_dim": 16,
     "hidden_dim": 128,
