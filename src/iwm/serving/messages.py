@@ -28,6 +28,8 @@ class EncodeRequest(_Request):
 
 
 Names = Annotated[list[StrictStr], Field(min_length=1)]
+Choices = Annotated[list[StrictStr], Field(min_length=1, max_length=256)]
+"""Which actions there are to choose from."""
 
 
 class HistoryRequest(_Request):
@@ -96,7 +98,7 @@ class PlanRequest(_Request):
     candidates: Count = 300
     iterations: Count = 10
     seed: Seed = 0
-    actions: Names | None = None
+    actions: Choices | None = None
     history: HistoryRequest | None = None
 
     @model_validator(mode="after")
@@ -122,7 +124,7 @@ class SurpriseRequest(_Request):
     aug_params: Vector | None = None
     z_cls: Vector | None = None
     image_b64: StrictStr | None = None
-    actions: Names | None = None
+    actions: Choices | None = None
     history: HistoryRequest | None = None
 
     @model_validator(mode="after")

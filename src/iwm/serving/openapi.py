@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -61,13 +62,16 @@ class Document:
 
     def __init__(self, app: FastAPI, runtime: Runtime) -> None:
         self._app, self._runtime = app, runtime
-        self._made: tuple[object, dict[str, Any]] | None = None
+        self._made: tuple[Any, dict[str, Any]] | None = None
 
     def __call__(self) -> dict[str, Any]:
         """The document."""
         models = self._runtime.models
-        if self._made is None or self._made[0] is not models:
-            self._made = models, self._build()
+        if models is None:
+            return self._build()
+        if self._made is None or self._made[0]() is not models:
+            # A weak reference: a document must not keep replaced models alive.
+            self._made = weakref.ref(models), self._build()
         return self._made[1]
 
     def _build(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iwm.errors import ConfigError, DataError, IwmError
+from iwm.errors import ConfigError, DataError, IwmError, ModelError
 from iwm.serving.batching import Batcher
 from iwm.serving.config import ServiceConfig
 from iwm.serving.limits import Admission
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("iwm.serving")
 
+NOT_FINITE = "z_cls: expected a latent of this model; from this one it predicts no finite numbers"
 CALLS = ("encode", "predict", "rollout", "encode_dual", "plan", "surprise")
 
 
@@ -135,17 +136,28 @@ class Runtime:
 
     async def roll_out(self, engine: Engine, job: Job) -> tuple[Any, ...]:
         """``z_cls [K, D]``, ``z_patches [K, N, D]``, ``mrr [K]``, ``uncertainty [K]``."""
-        return tuple(await self.batcher.submit((engine, "rollout", *job.shape), job))
+        out = tuple(await self.batcher.submit((engine, "rollout", *job.shape), job))
+        if not np.isfinite(out[0]).all():
+            raise RequestError(422, NOT_FINITE)
+        return out
 
     async def surprise(self, engine: Engine, job: SurpriseJob) -> Surprises:
         """Of one transition; every array has one row."""
         found: Surprises = await self.batcher.submit((engine, "surprise", *job.shape), job)
+        if not np.isfinite(found.value).all():
+            raise RequestError(422, NOT_FINITE)
         return found
 
     async def plan(self, job: PlanJob) -> Planned:
-        """Search; whoever stops waiting stops the search."""
+        """Search; whoever stops waiting stops the search.
+
+        Raises:
+            RequestError: 422, the model predicts no finite numbers from there.
+        """
         try:
             return await self.planner.submit(None, job)
+        except ModelError:
+            raise RequestError(422, NOT_FINITE) from None
         finally:
             job.stop.set()
 

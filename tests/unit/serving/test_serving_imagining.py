@@ -195,6 +195,34 @@ def test_a_search_that_nobody_waits_for_ends(acting: Engine) -> None:
     assert len(asked) == 3
 
 
+def test_a_search_past_the_time_limit_is_503_and_ends(acting: Engine) -> None:
+    runtime = Runtime(ServiceConfig(limits=Limits(timeout_s=0.3)), acting)
+
+    async def scenario() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(create_app(runtime.config, runtime))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            long = {"z_cls": Z, "goal_z_cls": GOAL, "horizon": 60, "candidates": 80}
+            return [await http.post("/plan", json={**long, "iterations": 50})]
+
+    (answer,) = asyncio.run(scenario())
+    runtime.close()  # waits for the search's thread
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"action": "attack"}),
+        ("/rollout", {"actions": ["attack"] * 3}),
+        ("/plan", {"goal_z_cls": GOAL, **SMALL}),
+        ("/surprise", {"action": "attack", "z_cls_prev": [3e38] * WIDTH}),
+    ],
+)
+def test_latents_beyond_all_measure_are_422(acting: Engine, path: str, body: Any) -> None:
+    answer = ask(acting, path, {"z_cls": [3e38, -3e38] * (WIDTH // 2), **body})
+    assert (answer.status_code, "no finite numbers" in answer.text) == (422, True), answer.text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

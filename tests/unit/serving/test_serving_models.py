@@ -168,6 +168,8 @@ def test_what_moved_is_exchanged_and_the_old_is_released(several: Path, registry
     assert not follower.look()
     old, kept = runtime.models.main, runtime.models.streams
     gone = weakref.ref(old)
+    document = create_app(runtime.config, runtime).openapi
+    assert document()["paths"]
     registry.versions["iwm-action"] = "2"
     assert follower.look()
     assert runtime.models.main.name == "iwm-action/2"
