@@ -242,12 +242,15 @@ def test_kill_9_of_a_worker_loses_nothing(models: Path, tmp_path: Path) -> None:
     """Four clients ask all the time; their retries outlast the worker's restart."""
     environ = {"IWM_MODEL_PATH": str(models / "action"), "PYTHONPATH": str(ROOT)}
     with served("bentos.iwm:IWM", tmp_path, environ=environ, wait_s=300) as service:
+        # New connections wait in the supervisor's queue until the next worker takes them, which
+        # is when it has started; how long a start takes here is known.
+        patience = max(60.0, 8 * service.ready_s)
         ended = threading.Event()
         answered: list[int] = [0] * 4
         failures: list[Exception] = []
 
         def ask(number: int) -> None:
-            with SyncIWMClient(service.url, timeout=60) as client:
+            with SyncIWMClient(service.url, timeout=patience) as client:
                 while not ended.is_set():
                     try:
                         client.predict_next(LATENT, [0.1])
@@ -269,7 +272,7 @@ def test_kill_9_of_a_worker_loses_nothing(models: Path, tmp_path: Path) -> None:
         before = list(answered)
         while any(now < then + 5 for now, then in zip(answered, before, strict=True)):
             assert not failures, failures
-            assert time.monotonic() - killed < 120, "no answer in two minutes"
+            assert time.monotonic() - killed < patience, "no worker took over"
             time.sleep(0.05)
         away = time.monotonic() - killed
         ended.set()
@@ -277,5 +280,5 @@ def test_kill_9_of_a_worker_loses_nothing(models: Path, tmp_path: Path) -> None:
             thread.join()
         assert not failures
         print(f"kill -9: answers again after {away:.1f} s (its first start: {service.ready_s:.1f})")
-        # 15 s where a start takes what it takes on a free machine; no more than a start anywhere.
-        assert away < max(15.0, 1.5 * service.ready_s)
+        # 15 s on a free machine; anywhere of the order of a start, which is most of it.
+        assert away < max(15.0, 3 * service.ready_s)
