@@ -21,6 +21,7 @@ from iwm.planning.costs import Cost, GoalLatent, StepsToGoal, Uncertainty, Weigh
 from iwm.planning.distance import TemporalDistance
 from iwm.planning.dynamics import Discrete, Dynamics, ModelDynamics, Trajectories
 from iwm.planning.planner import Controller, Planner
+from iwm.planning.recall import RecallingDynamics
 from iwm.planning.steps import StepNetwork
 
 
@@ -140,9 +141,13 @@ class ModelArm(Planned):
         self._actions.append(action)
 
     def dynamics(self, latent: Tensor) -> Dynamics:
-        """The model with the last frames and actions as its history."""
+        """The model with the last frames and actions as its history, or recalling."""
         from iwm.models.action import History
 
+        memory = self._distance
+        if self._config.recall and isinstance(memory, TemporalDistance):
+            radius = memory.config.imagined * memory.unit
+            return RecallingDynamics(self._model, self.space, latent, memory.nodes, radius)
         history = None
         if len(self._latents) > 1:
             earlier = torch.stack(list(self._latents)[:-1]).unsqueeze(0)

@@ -74,6 +74,9 @@ class ControlConfig:
     """The oracle arm plays only so many of each seed's tasks; ``None``: all."""
     temporal: Literal["graph", "network"] = "graph"
     """The temporal distance: ``graph`` where states recur, ``network`` where they do not."""
+    recall: bool = False
+    """Exchange what is imagined for the remembered state it comes near to, as near as
+    ``graph.imagined`` says; for games whose states recur (``temporal: graph``)."""
     graph: DistanceConfig = DistanceConfig()
     network: StepsConfig = StepsConfig()
     cloning: CloningConfig = CloningConfig()
@@ -81,6 +84,8 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         """Refuse ranges that are empty."""
+        if self.recall and self.temporal != "graph":
+            raise ConfigError("control: recall needs the states that `temporal: graph` remembers")
         for name in ("goal_steps", "prefix_steps"):
             low, high = getattr(self, name)
             if low > high:

@@ -1,0 +1,66 @@
+"""Imagination held to what was once seen: where states recur, predictions are recognised.
+
+A rollout's error grows because each step starts from a prediction that is a little off. In a
+world whose states come back, a prediction that lies near a remembered latent very likely means
+that one; going on from the remembered latent starts the next step without error. Elsewhere the
+prediction stays as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iwm.errors import ConfigError
+from iwm.planning.dynamics import Discrete, Trajectories, WorldModel
+
+
+class RecallingDynamics:
+    """A world model in one state, its predictions exchanged for remembered latents near them.
+
+    Each step starts from the latent alone: the history of a remembered latent is not known.
+
+    Args:
+        model: rolls out latents.
+        space: named actions of the model's vocabulary.
+        z_cls: latent of the present state, [D].
+        memory: remembered latents [M, D].
+        radius: a prediction within this Euclidean distance is recognised.
+
+    Raises:
+        ConfigError: an action that the model does not know.
+    """
+
+    def __init__(
+        self, model: WorldModel, space: Discrete, z_cls: Tensor, memory: Tensor, radius: float
+    ) -> None:
+        unknown = [name for name in space.names if name not in model.vocabulary]
+        if unknown:
+            raise ConfigError(
+                f"planning: the model has no action {unknown[0]!r}; it has "
+                f"{', '.join(model.vocabulary)}"
+            )
+        self._model, self._z, self._radius = model, z_cls.reshape(1, -1), radius
+        self._memory = memory.to(z_cls)
+        ids = torch.tensor([model.vocabulary.index(name) for name in space.names])
+        self._vectors = model.action_vectors(ids).to(z_cls.device)
+
+    @torch.no_grad()
+    def rollout(self, actions: Tensor) -> Trajectories:
+        """Candidates int64 [B, K]; a beginning that several share is imagined once."""
+        count = len(self._vectors)
+        node = torch.zeros(len(actions), dtype=torch.int64, device=self._z.device)
+        latent, latents, errors = self._z, [], []
+        for action in actions.to(self._z.device).unbind(1):
+            prefix, node = torch.unique(node * count + action, return_inverse=True)
+            vectors = self._vectors[prefix % count].unsqueeze(1)
+            found = self._model.rollout(latent[prefix // count], vectors)
+            latent = self._recognise(found.z_cls[:, 0])
+            latents.append(latent[node])
+            errors.append(found.log_error[:, 0][node])
+        return Trajectories(torch.stack(latents, 1).float(), torch.stack(errors, 1).float())
+
+    def _recognise(self, predicted: Tensor) -> Tensor:
+        away, near = torch.cdist(predicted.float(), self._memory).min(1)
+        sure = (away <= self._radius).unsqueeze(1)
+        return torch.where(sure, self._memory[near], predicted)
