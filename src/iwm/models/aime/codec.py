@@ -8,6 +8,29 @@ from torch import Tensor, nn
 from iwm.models.aime.config import AIMEConfig
 from iwm.models.aime.prior import full, log_variance
 
+# Root mean square of SiLU over a standard normal, inverted: what keeps a signal's size.
+_GAIN = 1.68
+
+
+_START_LOG_VARIANCE = -3.0
+
+
+@torch.no_grad()
+def keep_signal(layers: nn.Module) -> None:
+    """Start convolutions so that what goes through keeps its size, from first to last.
+
+    Torch's own start shrinks it at every layer, by a hundred over four of them, and the first
+    hundreds of steps go into growing it again.
+    """
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            # Of a transposed convolution's taps, one in stride^2 meets an output pixel.
+            apart = layer.stride[0] ** 2 if isinstance(layer, nn.ConvTranspose2d) else 1
+            taps = layer.in_channels * layer.kernel_size[0] ** 2 / apart
+            layer.weight.normal_(0, _GAIN / taps**0.5)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
 
 class Features(nn.Module):
     """Frames [F, 3, H, W] to features at an eighth of the size, [F, C, h, w]."""
@@ -24,6 +47,7 @@ class Features(nn.Module):
             nn.Conv2d(2 * base, 4 * base, 4, 2, 1),
             nn.SiLU(),
         )
+        keep_signal(self.layers)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Features of frames in [0, 1]."""
@@ -40,11 +64,12 @@ class Encoder(nn.Module):
         rows, columns = config.grid
         flat = self.features.channels * rows * columns
         self.flat = nn.Sequential(nn.Linear(flat, 256), nn.LayerNorm(256), nn.SiLU())
-        self.head = nn.Sequential(
-            nn.Linear(256 + config.perceiver_config.context_dim, 256),
-            nn.SiLU(),
-            nn.Linear(256, 2 * config.latent_dim),
-        )
+        out = nn.Linear(256, 2 * config.latent_dim)
+        joint = 256 + config.perceiver_config.context_dim
+        self.head = nn.Sequential(nn.Linear(joint, 256), nn.SiLU(), out)
+        with torch.no_grad():
+            # A posterior as wide as the prior says nothing that a decoder could learn from.
+            out.bias[config.latent_dim :] = _START_LOG_VARIANCE
 
     def forward(self, frames: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior of frames [F, 3, H, W] in [0, 1], given contexts [F, C].
@@ -70,6 +95,7 @@ class Decoder(nn.Module):
             nn.Linear(config.latent_dim, 4 * base * self.cells),
             nn.Unflatten(-1, (4 * base, rows, columns)),
         )
+        out = nn.ConvTranspose2d(base, 3, 4, 2, 1)
         self.layers = nn.Sequential(
             nn.Conv2d(4 * base + slots, 4 * base, 3, padding=1),
             nn.SiLU(),
@@ -77,8 +103,11 @@ class Decoder(nn.Module):
             nn.SiLU(),
             nn.ConvTranspose2d(2 * base, base, 4, 2, 1),
             nn.SiLU(),
-            nn.ConvTranspose2d(base, 3, 4, 2, 1),
+            out,
         )
+        keep_signal(self.layers)
+        with torch.no_grad():
+            out.weight.mul_(0.1)  # the first frames are nearly grey
 
     def forward(self, z: Tensor, maps: Tensor) -> Tensor:
         """Frames [F, 3, H, W] around [0, 1], from z [F, D] and maps [F, S, h, w].

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iwm.models.aime.codec import keep_signal
 from iwm.models.aime.config import STRIDE, AIMEConfig
 
 
@@ -60,6 +61,8 @@ class Tokenizer(nn.Module):
             nn.Conv2d(p.width, 3 * STRIDE**2, 1),
             nn.PixelShuffle(STRIDE),
         )
+        for part in (self.embed, self.mix, self.narrow, self.back):
+            keep_signal(part)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Frames [F, 3, H, W] -> features and codes [F, N, d], ids [F, N], frames rebuilt."""
