@@ -12,7 +12,8 @@ from iwm.models.aime.prior import full, log_variance
 _GAIN = 1.68
 
 
-_START_LOG_VARIANCE = -3.0
+# What `log_variance` takes to -3.
+_START = -1.27
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(joint, 256), nn.SiLU(), out)
         with torch.no_grad():
             # A posterior as wide as the prior says nothing that a decoder could learn from.
-            out.bias[config.latent_dim :] = _START_LOG_VARIANCE
+            out.bias[config.latent_dim :] = _START
 
     def forward(self, frames: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior of frames [F, 3, H, W] in [0, 1], given contexts [F, C].

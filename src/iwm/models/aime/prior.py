@@ -93,10 +93,11 @@ class DPGMMPrior(nn.Module):
         super().__init__()
         shape, k, d = config.prior_config, config.max_components, config.latent_dim
         self.components, self.latent_dim = k, d
-        inputs = config.hidden_dim + config.perceiver_config.context_dim
+        hidden, context = config.hidden_dim, config.perceiver_config.context_dim
+        # Each by itself: an LSTM's state starts small, and beside c would not be heard.
+        self.norm_hidden, self.norm_context = nn.LayerNorm(hidden), nn.LayerNorm(context)
         self.trunk = nn.Sequential(
-            nn.LayerNorm(inputs),
-            nn.Linear(inputs, shape.width),
+            nn.Linear(hidden + context, shape.width),
             nn.SiLU(),
             nn.Linear(shape.width, shape.width),
             nn.SiLU(),
@@ -125,7 +126,8 @@ class DPGMMPrior(nn.Module):
             context: [..., C].
             how: ``sample`` draws the sticks; else they are at their means.
         """
-        feature = self.trunk(torch.cat([hidden, context], dim=-1))
+        past = torch.cat([self.norm_hidden(hidden), self.norm_context(context)], dim=-1)
+        feature = self.trunk(past)
         mean, raw = full(self.gaussians(feature)).chunk(2, dim=-1)
         a, b = self._sticks(feature)
         shape, rate = within(GAMMA, full(self.concentration(feature))).unbind(-1)

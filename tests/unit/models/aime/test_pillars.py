@@ -278,3 +278,19 @@ def test_predicted_attention_in_imagination_is_that_of_the_sequence() -> None:
     step = attention.step(attended.maps[:, 2], hidden[:, 3], z[:, 2])
     torch.testing.assert_close(step, attended.log_predicted[:, 3].exp(), atol=1e-5, rtol=1e-4)
     assert math.isclose(float(step[0, 0].sum()), 1, rel_tol=1e-5)
+
+
+# -- encoder and decoder ------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_signal_keeps_its_size_at_the_start() -> None:
+    model = tiny(encoder_config={"base_channels": 32}, decoder_config={"base_channels": 32})
+    features = model.encoder.features(torch.rand(8, 3, 32, 32))
+    assert 0.1 < float(features.std()) < 3
+    _, start, _ = model.encoder(torch.rand(8, 3, 32, 32), torch.zeros(8, 16))
+    assert float(start.mean()) == pytest.approx(-3, abs=1)
+    even = torch.full((8, 3, 4, 4), 1 / 16)
+    frames = model.decoder(torch.randn(8, 4), even)
+    assert 0.01 < float(frames.std()) < 0.3  # nearly grey, and z is seen in it
+    assert float(frames.mean()) == pytest.approx(0.5, abs=0.1)
