@@ -70,9 +70,12 @@ lock: ## Resolve pyproject.toml into requirements.lock anew
 	$(BIN)/python -m uv pip compile pyproject.toml --quiet --upgrade --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --custom-compile-command "make lock" --output-file requirements.lock
 
 .PHONY: bench
-bench: setup ## Side-by-side measurements: the data path, training
+bench: setup ## Side-by-side measurements: the data path, training, planning, the service
+	$(BIN)/python -m uv pip install --quiet --no-build-isolation --python $(BIN)/python --editable '.[bench]'
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.serving
 
 .PHONY: prefect-up
 prefect-up: setup ## Prefect server, work pool, worker and deployments on this machine
