@@ -28,6 +28,7 @@ FOLLOWING = ("__init__", "_champion", "_mlflow", "_registry", "_stage")
 REQUIREMENTS = (
     "bentoml",
     "fastapi",
+    "httptools",
     "numpy",
     "orjson",
     "pillow",
@@ -37,6 +38,7 @@ REQUIREMENTS = (
     "timm",
     "torch",
     "torchvision",
+    "uvloop",
 )
 
 

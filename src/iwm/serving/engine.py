@@ -187,8 +187,8 @@ class Engine:
         return vectors
 
     def tensor(self, array: npt.NDArray[Any]) -> Tensor:
-        """An array on the model's device."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        """An array on the model's device; copied where it may not be written to."""
+        return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(self.device)
 
     def past(self, history: Earlier | None) -> Any:
         """The model's own history object; ``None`` without earlier frames."""

@@ -20,10 +20,10 @@ class Drifting:
     vocabulary = ("back", "on")
     seen = 0
 
-    def action_vectors(self, ids, continuous=None):  # noqa: ARG002
+    def action_vectors(self, ids, continuous=None):
         return (2.0 * ids - 1).unsqueeze(-1)
 
-    def rollout(self, z_cls, actions, history=None):  # noqa: ARG002
+    def rollout(self, z_cls, actions, history=None):
         self.seen += len(z_cls)
         latents = z_cls.unsqueeze(1) + 1.1 * actions.cumsum(1)
         return Found(latents, torch.zeros(latents.shape[:2]))
