@@ -117,7 +117,7 @@ class ModelDynamics:
             ids = torch.tensor([model.vocabulary.index(name) for name in space.names])
             self._vectors = model.action_vectors(ids).to(self._z.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def rollout(self, actions: Tensor) -> Trajectories:
         """One batched rollout of all candidates from the same state.
 
