@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from iwm.errors import ConfigError, DataError
@@ -39,7 +38,7 @@ from iwm.gameplay.config import RecordPlan
 from iwm.gameplay.policies import RandomHold
 from iwm.gameplay.sources import Branching
 from iwm.planning.distance import Imagine, TemporalDistance, fit_distance
-from iwm.planning.dynamics import Discrete
+from iwm.planning.dynamics import Discrete, named_vectors
 from iwm.planning.steps import StepNetwork, fit_steps
 from iwm.progress import Progress
 
@@ -172,8 +171,7 @@ def control(
 
 def imagination(model: Any, space: Discrete) -> Imagine:
     """What a model predicts for every action of a space, from the frame alone."""
-    ids = torch.tensor([model.vocabulary.index(name) for name in space.names])
-    vectors = model.action_vectors(ids).to(next(model.parameters()).device)
+    vectors = named_vectors(model, space).to(next(model.parameters()).device)
 
     def imagine(latents: Tensor) -> Tensor:
         count, actions = len(latents), len(vectors)

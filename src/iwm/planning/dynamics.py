@@ -88,6 +88,23 @@ class WorldModel(Protocol):
         ...
 
 
+def named_vectors(model: WorldModel, space: Discrete) -> Tensor:
+    """The model's vectors [n, A] of a space's actions.
+
+    Raises:
+        ConfigError: an action that the model does not know.
+    """
+    unknown = [name for name in space.names if name not in model.vocabulary]
+    if unknown:
+        raise ConfigError(
+            f"planning: the model has no action {unknown[0]!r}; it has "
+            f"{', '.join(model.vocabulary)}"
+        )
+    return model.action_vectors(
+        torch.tensor([model.vocabulary.index(name) for name in space.names])
+    )
+
+
 class ModelDynamics:
     """A world model in one state, or one state's latent.
 
@@ -108,14 +125,7 @@ class ModelDynamics:
         self._z = z_cls.reshape(1, -1)
         self._history = history
         if isinstance(space, Discrete):
-            unknown = [name for name in space.names if name not in model.vocabulary]
-            if unknown:
-                raise ConfigError(
-                    f"planning: the model has no action {unknown[0]!r}; it has "
-                    f"{', '.join(model.vocabulary)}"
-                )
-            ids = torch.tensor([model.vocabulary.index(name) for name in space.names])
-            self._vectors = model.action_vectors(ids).to(self._z.device)
+            self._vectors = named_vectors(model, space).to(self._z.device)
 
     @torch.inference_mode()
     def rollout(self, actions: Tensor) -> Trajectories:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iwm.errors import ConfigError
-from iwm.planning.dynamics import Discrete, Trajectories, WorldModel
+from iwm.planning.dynamics import Discrete, Trajectories, WorldModel, named_vectors
 
 
 class RecallingDynamics:
@@ -34,16 +33,9 @@ class RecallingDynamics:
     def __init__(
         self, model: WorldModel, space: Discrete, z_cls: Tensor, memory: Tensor, radius: float
     ) -> None:
-        unknown = [name for name in space.names if name not in model.vocabulary]
-        if unknown:
-            raise ConfigError(
-                f"planning: the model has no action {unknown[0]!r}; it has "
-                f"{', '.join(model.vocabulary)}"
-            )
         self._model, self._z, self._radius = model, z_cls.reshape(1, -1), radius
         self._memory = memory.to(z_cls)
-        ids = torch.tensor([model.vocabulary.index(name) for name in space.names])
-        self._vectors = model.action_vectors(ids).to(z_cls.device)
+        self._vectors = named_vectors(model, space).to(z_cls.device)
 
     @torch.no_grad()
     def rollout(self, actions: Tensor) -> Trajectories:
