@@ -1,0 +1,1 @@
+"""A discrete tokenizer of images, and dynamics that dream in its tokens."""
