@@ -131,7 +131,7 @@ class TrajectoryCodec:
         # Uniform positions have the deviation 1 in this scale; walks fall off as 1 / k.
         sigma = np.repeat(np.sqrt(horizon) / (1.0 + time), size)
         return cls(
-            (least + most) / 2,
+            np.asarray((least + most) / 2, np.float32),
             np.asarray((most - least) / np.sqrt(12), np.float32),
             np.eye(size, dtype=np.float32),
             np.zeros((horizon, size), np.float32),
