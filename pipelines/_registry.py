@@ -21,6 +21,10 @@ from pipelines._stage import EVALUATION, MODELS, REPORTS
 
 REGISTRY = Path("artifacts/registry")
 CHAMPION, CHALLENGER = "champion", "challenger"
+HISTORY = "champions"
+"""Tag of a registered name: its champions' versions, oldest first, the present one last."""
+ROLLED_BACK = "rolled_back"
+"""Tag of a version that was taken out of service, with the reason: it is not promoted again."""
 ARTIFACT = "model"
 """Name of the model folder among a version's MLflow artifacts."""
 GATE_FILE, METRICS_FILE = "gate.json", "metrics.json"
@@ -171,6 +175,33 @@ def version_by_alias(client: Any, name: str, alias: str) -> Any | None:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException:
         return None
+
+
+def champions(client: Any, name: str) -> list[str]:
+    """Versions that have been champion, oldest first; the present one last."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = client.get_registered_model(name).tags or {}
+    except MlflowException:
+        return []
+    return str(tags.get(HISTORY) or "").split()
+
+
+def crown(client: Any, name: str, version: str, history: list[str] | None = None) -> None:
+    """Make a version champion and remember the order in which versions were.
+
+    Args:
+        client: of the registry.
+        name: registered name.
+        version: the new champion.
+        history: champions before it; ``None``: as the registry remembers them.
+    """
+    past = champions(client, name) if history is None else history
+    if past[-1:] != [version]:
+        past = [*past, version]
+    client.set_registered_model_alias(name, CHAMPION, version)
+    client.set_registered_model_tag(name, HISTORY, " ".join(past))
 
 
 def version_by_digest(client: Any, name: str, digest: str) -> Any | None:

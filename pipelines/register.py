@@ -138,10 +138,15 @@ def register(phase: str) -> dict[str, Any]:
         if version is None:
             version = _log(client, evidence, config, name)
             client.update_model_version(name, version.version, description=_describe(evidence))
+        if back := version.tags.get(_registry.ROLLED_BACK):
+            promoted, reason = False, f"rolled back: {back}"
         alias = _registry.CHAMPION if promoted else _registry.CHALLENGER
         for key, value in {**tags, "decision": f"{alias}: {reason}"}.items():
             client.set_model_version_tag(name, version.version, key, value)
-        client.set_registered_model_alias(name, alias, version.version)
+        if promoted:
+            _registry.crown(client, name, str(version.version))
+        else:
+            client.set_registered_model_alias(name, alias, version.version)
         challenger = _registry.version_by_alias(client, name, _registry.CHALLENGER)
         if promoted and challenger and challenger.version == version.version:
             client.delete_registered_model_alias(name, _registry.CHALLENGER)
