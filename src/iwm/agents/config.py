@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from iwm.errors import ConfigError
-from iwm.settings import settings
+from iwm.settings import parse, settings
 
 Positive = Annotated[int, Field(gt=0)]
 Number = Annotated[float, Field(ge=0)]
@@ -44,3 +46,66 @@ class ArbiterConfig:
         """Refuse to act longer than a plan."""
         if self.act > self.horizon:
             raise ConfigError(f"arbiter.act {self.act} exceeds arbiter.horizon {self.horizon}")
+
+
+@settings
+class ReasonerConfig:
+    """A chat server with OpenAI's interface, DeepSeek's for one."""
+
+    base_url: str
+    model: str
+    key: SecretStr = SecretStr("")
+    """Never written out, whatever is written of this."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Of one whole answer."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """After a lost connection, a cut answer, 408, 409, 429 or 5xx; as late as the server asks."""
+    max_characters: Positive = 200_000
+    """Of one answer, thoughts included."""
+
+    def __post_init__(self) -> None:
+        """Refuse addresses that are none, or that hold a secret of their own."""
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError("reasoner.base_url: expected http:// or https://")
+        if "@" in self.base_url.split("://", 1)[1].split("/", 1)[0]:
+            raise ConfigError("reasoner.base_url: expected no user or password; use the key")
+
+
+_REASONER_VARIABLES = {
+    "IWM_REASONER_URL": "base_url",
+    "IWM_REASONER_MODEL": "model",
+    "IWM_REASONER_KEY": "key",
+    "IWM_REASONER_TIMEOUT_S": "timeout_s",
+    "IWM_REASONER_RETRIES": "retries",
+}
+
+
+def reasoner_config(environ: Mapping[str, str] = os.environ) -> ReasonerConfig | None:
+    """What the ``IWM_REASONER_*`` variables ask for; ``None`` without an address.
+
+    Raises:
+        ConfigError: a variable holds what its setting cannot be, or the model is not named.
+    """
+    values = {
+        name: environ[variable]
+        for variable, name in _REASONER_VARIABLES.items()
+        if environ.get(variable)
+    }
+    if "base_url" not in values:
+        return None
+    return parse(ReasonerConfig, values, "reasoner")
+
+
+@settings
+class CoordinationConfig:
+    """How agents go about a round."""
+
+    deadline_s: Number = 0.02
+    """The longest that a round waits for intentions."""
+    patience: Positive = 3
+    """Rounds in a row that an agent may be silent before nobody waits for it any more."""
+    team: float = 1.0
+    """Weight of the distance to the others' plans against one's own return, both in standard
+    deviations over the futures: above 0 agents keep apart, below 0 together; 0: on their own."""
+    caution: Number = 0.25
+    """Weight of what is unsure about a future."""
