@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import graph
+from flows.notify import HOOKS
 from flows.outcome import publish, settle
 from flows.process import supervised
 from flows.tasks import submit
@@ -22,7 +23,7 @@ STAGES = ("register", "package", "report")
 PACKAGE = Path("artifacts/package.json")
 
 
-@flow(name="release", task_runner=ThreadPoolTaskRunner(max_workers=len(STAGES) + 1))  # type: ignore[arg-type]
+@flow(name="release", task_runner=ThreadPoolTaskRunner(max_workers=len(STAGES) + 1), **HOOKS)  # type: ignore[arg-type]
 def release(force: bool = False) -> State[Any]:
     """Bring registry, Bento and report up to date with the models as they lie there.
 

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import graph
+from flows.notify import HOOKS
 from flows.outcome import publish, settle
 from flows.process import supervised
 from flows.tasks import RETRY_DELAYS_S, GpuUse, submit, use_profile
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _THREADS = 128
 
 
-@flow(name="train-iwm", task_runner=ThreadPoolTaskRunner(max_workers=_THREADS))  # type: ignore[arg-type]
+@flow(name="train-iwm", task_runner=ThreadPoolTaskRunner(max_workers=_THREADS), **HOOKS)  # type: ignore[arg-type]
 def train_iwm(
     profile: str | None = None,
     targets: list[str] | None = None,
