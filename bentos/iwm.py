@@ -20,6 +20,7 @@ from bentos import ENVIRONMENT
 from iwm.errors import ConfigError
 from iwm.serving.app import create_app
 from iwm.serving.config import ServiceConfig, service_config
+from iwm.serving.direct import Shortcut
 from iwm.serving.limits import TokenMiddleware
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
     # BentoML's own label every path that anyone asks for, without bound; ours do not.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
+    # Nobody collects traces; asking each request whether to trace it takes longer than /predict.
+    tracing={"excluded_urls": "."},
     envs=[{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
 )
 @bentoml.asgi_app(_mounted, path="/")
@@ -107,5 +110,8 @@ class IWM:
         self.runtime.close()
 
 
+_service = cast("bentoml.Service[IWM]", IWM)
 if _config.token:
-    cast("bentoml.Service[IWM]", IWM).add_asgi_middleware(TokenMiddleware, token=_config.token)
+    _service.add_asgi_middleware(TokenMiddleware, token=_config.token)
+# Inside the token's check: what is added first is asked first.
+_service.add_asgi_middleware(Shortcut, target=_app)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
-from iwm.serving import answers, calls, messages, openapi, page
+from iwm.serving import answers, calls, direct, messages, openapi, page
 from iwm.serving.config import ServiceConfig
-from iwm.serving.limits import ClientGone, read_body, until_gone
 from iwm.serving.runtime import Runtime
 from iwm.serving.wire import RequestError
-
-GONE = 499
-"""Status of what nobody reads: the client hung up."""
 
 CALLS: dict[str, calls.Call] = {
     "encode": calls.encode,
@@ -36,8 +29,10 @@ def create_app(config: ServiceConfig, runtime: Runtime | None = None) -> FastAPI
     app = FastAPI(title="iwm", docs_url=None, redoc_url=None)
     held = runtime or Runtime(config)
     app.state.runtime = held
-    for name, call in CALLS.items():
-        app.post(f"/{name}", **openapi.call(name))(_endpoint(held, name, call))
+    endpoints = {f"/{name}": direct.endpoint(held, name, call) for name, call in CALLS.items()}
+    for path, endpoint in endpoints.items():
+        app.post(path, **openapi.call(path[1:]))(endpoint)
+    app.add_middleware(direct.Direct, endpoints=endpoints)
     _add_facts(app, held)
     app.include_router(page.router(held))
     _error_handlers(app)
@@ -50,49 +45,6 @@ def create_app(config: ServiceConfig, runtime: Runtime | None = None) -> FastAPI
             allow_headers=["Authorization", "Content-Type"],
         )
     return app
-
-
-def _endpoint(
-    held: Runtime, name: str, call: calls.Call
-) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-    """A call within its bounds, timed and counted."""
-    limits = held.config.limits
-
-    async def answer(request: Request) -> Response:
-        with held.admission.place():
-            held.ready()
-            body = await read_body(request, limits)
-            # Taken once: the whole request is answered by the same models.
-            models = held.ready()
-            try:
-                async with asyncio.timeout(limits.timeout_s):
-                    response = await until_gone(request, call(held, models, request, body))
-            except TimeoutError:
-                raise RequestError(
-                    503,
-                    f"busy: no answer within {limits.timeout_s:g} s; try again",
-                    {"Retry-After": str(limits.retry_after_s)},
-                ) from None
-            response.headers["X-IWM-Model"] = models.main.name
-            return response
-
-    async def endpoint(request: Request) -> Response:
-        started, status = time.perf_counter(), 500
-        try:
-            response = await answer(request)
-            status = response.status_code
-        except RequestError as error:
-            status = error.status
-            raise
-        except ClientGone:
-            status = GONE
-            raise
-        finally:
-            held.metrics.observe(name, status, time.perf_counter() - started)
-        return response
-
-    endpoint.__doc__ = call.__doc__
-    return endpoint
 
 
 def _add_facts(app: FastAPI, held: Runtime) -> None:
@@ -129,22 +81,15 @@ def _add_facts(app: FastAPI, held: Runtime) -> None:
 
 
 def _error_handlers(app: FastAPI) -> None:
-    def refuse(status: int, detail: str, headers: Any = None) -> Response:
-        return answers.json_response({"detail": detail}, status, headers)
-
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
-        return refuse(error.status, error.detail, error.headers)
+        return direct.refusal(error.status, error.detail, error.headers)
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
-        return refuse(error.status_code, str(error.detail), error.headers)
-
-    @app.exception_handler(ClientGone)
-    async def client_gone(_: Request, __: ClientGone) -> Response:
-        return refuse(GONE, "the client hung up")
+        return direct.refusal(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
     async def bug(_: Request, __: Exception) -> Response:
         # Logged with its traceback by the server; the client learns nothing of our insides.
-        return refuse(500, "an error of this service; its log has the cause")
+        return direct.refusal(500, "an error of this service; its log has the cause")

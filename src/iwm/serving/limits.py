@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,11 @@ T = TypeVar("T")
 
 OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/healthz"})
 """Answered without a token: probes need no secret, and the page itself asks for it."""
+
+
+WATCH_AFTER_S = 0.02
+"""Most answers are given before this; later it is worth a task to see whether the client hung
+up."""
 
 
 class ClientGone(Exception):
@@ -63,8 +68,6 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         RequestError: 413 too large, 408 too slow, 400 a wrong ``Content-Length``.
         ClientGone: the client hung up half-way.
     """
-    from starlette.requests import ClientDisconnect
-
     too_large = RequestError(413, f"body: expected at most {limits.max_body_bytes} bytes")
     declared = request.headers.get("content-length")
     if declared is not None:
@@ -75,44 +78,80 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     chunks, size = [], 0
     try:
         async with asyncio.timeout(limits.body_timeout_s):
-            async for chunk in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > limits.max_body_bytes:
                     raise too_large
                 chunks.append(chunk)
+                more = message.get("more_body", False)
     except TimeoutError:
         raise RequestError(
             408, f"body: expected whole within {limits.body_timeout_s:g} s, {size} bytes came"
         ) from None
-    except ClientDisconnect:
-        raise ClientGone from None
     return b"".join(chunks)
 
 
-async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``; cancel it when the client hangs up. The body must have been read.
+async def attended(request: Request, work: Coroutine[Any, Any, T], limits: Limits) -> T:
+    """Await ``work`` as long as somebody waits for it; then it is cancelled.
+
+    The body must have been read. Who answers before :data:`WATCH_AFTER_S` pays for no watch.
 
     Raises:
         ClientGone: the client hung up first.
+        RequestError: 503, no answer within ``limits.timeout_s``.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
+    task = asyncio.current_task()
+    assert task is not None
+    watch = _Watch(request, task, limits)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if watch.reason is None:
+            raise
+        task.uncancel()
+        raise watch.reason from None
     finally:
-        for waiting in (task, gone):
-            if not waiting.done():
-                waiting.cancel()
-                with suppress(asyncio.CancelledError):
-                    await waiting
+        watch.end()
 
 
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels a task when nobody waits for it any more; ``reason`` then says why."""
+
+    def __init__(self, request: Request, task: asyncio.Task[Any], limits: Limits) -> None:
+        self._request, self._task, self._limits = request, task, limits
+        self._looking: asyncio.Task[None] | None = None
+        self.reason: Exception | None = None
+        after = min(WATCH_AFTER_S, limits.timeout_s / 2)
+        self._left_s = limits.timeout_s - after
+        self._timer = asyncio.get_running_loop().call_later(after, self._begin)
+
+    def _begin(self) -> None:
+        self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        try:
+            async with asyncio.timeout(self._left_s):
+                while (await self._request.receive())["type"] != "http.disconnect":
+                    pass
+            self.reason = ClientGone()
+        except TimeoutError:
+            self.reason = RequestError(
+                503,
+                f"busy: no answer within {self._limits.timeout_s:g} s; try again",
+                {"Retry-After": str(self._limits.retry_after_s)},
+            )
+        self._task.cancel()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
 
 
 def image_file(path: str, root: Path | None, limits: Limits) -> bytes:

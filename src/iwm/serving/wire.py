@@ -113,7 +113,8 @@ def decode_base64(text: str, field: str = "image_b64") -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return base64.b64decode(text, validate=True)
+        # Several times as fast as base64.b64decode(validate=True), which asks a pattern first.
+        return binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError):
         pass
     try:

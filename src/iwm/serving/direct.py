@@ -1,0 +1,107 @@
+"""The short way of a call: from the server to the models, past routers and their layers.
+
+Routing, dependency injection and the middleware of an application cost more than a small
+model does, and a POST to a call needs none of it. All else (pages, facts, the schema, wrong
+methods) goes the long way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from iwm.serving import answers
+from iwm.serving.limits import ClientGone, attended, read_body
+from iwm.serving.wire import RequestError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from iwm.serving.calls import Call
+    from iwm.serving.runtime import Runtime
+
+GONE = 499
+"""Status of what nobody reads: the client hung up."""
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The one shape of everything that is not an answer."""
+    return answers.json_response({"detail": detail}, status, headers)
+
+
+def endpoint(held: Runtime, name: str, call: Call) -> Endpoint:
+    """A call within its bounds, timed and counted; what is refused is a response, too."""
+    limits = held.config.limits
+
+    async def answer(request: Request) -> Response:
+        with held.admission.place():
+            held.ready()
+            body = await read_body(request, limits)
+            # Taken once: the whole request is answered by the same models.
+            models = held.ready()
+            response = await attended(request, call(held, models, request, body), limits)
+            response.headers["X-IWM-Model"] = models.main.name
+            return response
+
+    async def within(request: Request) -> Response:
+        started, status = time.perf_counter(), 500
+        try:
+            response = await answer(request)
+            status = response.status_code
+        except RequestError as error:
+            status = error.status
+            response = refusal(status, error.detail, error.headers)
+        except ClientGone:
+            status = GONE
+            response = refusal(GONE, "the client hung up")
+        finally:
+            held.metrics.observe(name, status, time.perf_counter() - started)
+        return response
+
+    within.__doc__ = call.__doc__
+    return within
+
+
+class Direct:
+    """Middleware that answers the calls itself.
+
+    Args:
+        app: gets everything else.
+        endpoints: path -> what answers a POST to it.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+        self._app, self._endpoints = app, endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            found = self._endpoints.get(scope["path"])
+            if found is not None:
+                response = await found(Request(scope, receive, send))
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class Shortcut:
+    """Middleware that hands every POST to an inner application at once.
+
+    Args:
+        app: gets everything else.
+        target: takes the POSTs, of unknown paths too.
+    """
+
+    def __init__(self, app: ASGIApp, target: Any) -> None:
+        self._app, self._target = app, target
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on to one of the two."""
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        await (self._target if posted else self._app)(scope, receive, send)
