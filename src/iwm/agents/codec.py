@@ -7,7 +7,7 @@ and the K numbers are quantised, each as finely as it deserves (Huang and Schult
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,10 @@ class TrajectoryCodec:
             raise ModelError(f"{FILE}: expected finite numbers")
         if (scale <= 0).any() or (sigma < 0).any():
             raise ModelError(f"{FILE}: scale and sigma: expected positive numbers")
-        self._levels = lru_cache(maxsize=MAX_CODE + 1)(self._allocated)
+        # (state - center) / scale, seen in the directions, is one product.
+        self._view = directions / scale[:, None]
+        self._origin = center @ self._view
+        self._layout = lru_cache(maxsize=MAX_CODE + 1)(partial(quantisation.Layout.of, sigma))
 
     @classmethod
     def fit(
@@ -141,8 +144,7 @@ class TrajectoryCodec:
 
     def project(self, states: npt.NDArray[Any]) -> Floats:
         """Normalised states [..., S] in the coded directions: [..., F]."""
-        seen = ((states - self.center) / self.scale) @ self.directions
-        return np.asarray(seen, np.float32)
+        return np.asarray(states @ self._view - self._origin, np.float32)
 
     def lift(self, features: npt.NDArray[Any]) -> Floats:
         """States [..., S] of features [..., F]."""
@@ -166,7 +168,7 @@ class TrajectoryCodec:
             rest = np.repeat(states[-1:], self.horizon - len(states), axis=0)
             states = np.concatenate([states, rest])
         numbers = self.courses @ (self.project(states) - self.mean).reshape(-1)
-        return quantisation.write(numbers, self._levels(length), self.sigma, length)
+        return self._layout(length).write(numbers, length)
 
     def decode(self, codes: list[str]) -> Floats:
         """Codes as features [N, H, F].
@@ -178,15 +180,10 @@ class TrajectoryCodec:
             if not 0 < len(code) <= MAX_CODE:
                 raise DataError(f"plan: expected 1 to {MAX_CODE} characters, given {len(code)}")
         numbers = np.array(
-            [quantisation.read(code, self._levels(len(code)), self.sigma) for code in codes],
-            np.float32,
+            [self._layout(len(code)).read(code) for code in codes], np.float32
         ).reshape(len(codes), len(self.sigma))
         coded: Floats = (numbers @ self.courses).reshape(-1, self.horizon, self.features)
         return coded + self.mean
-
-    def _allocated(self, length: int) -> tuple[int, ...]:
-        bits = length * quantisation.BITS_PER_CHARACTER
-        return quantisation.allocate(self.sigma.tolist(), bits)
 
     def _arrays(self) -> dict[str, Floats]:
         names = ("center", "scale", "directions", "mean", "courses", "sigma")

@@ -104,31 +104,23 @@ class Inbox:
 
     def take(self, messages: Sequence[Message]) -> None:
         """Read messages; never raises for what is in them."""
-        good: dict[str, str] = {}
         for message in messages:
             sender = message.sender
             if not isinstance(sender, str) or sender not in self._known:
                 self.dropped["unknown_agent"] += 1
             elif message.round != self.round:
                 self.dropped["stale_round"] += 1
-            elif sender in self.read or sender in good:
+            elif sender in self.read:
                 self.dropped["repeated"] += 1
             else:
-                good[sender] = message.text
-        try:
-            found = self._compressor.decompress_all(list(good.values()))
-        except DataError:
-            self._one_by_one(good)
-        else:
-            self.read.update(zip(good, found, strict=True))
+                self._read(sender, message.text)
 
-    def _one_by_one(self, texts: dict[str, str]) -> None:
-        for sender, text in texts.items():
-            try:
-                self.read[sender] = self._compressor.decompress(text)
-            except TooLong:
-                self.dropped["too_long"] += 1
-            except NotJson:
-                self.dropped["not_json"] += 1
-            except DataError:
-                self.dropped["malformed"] += 1
+    def _read(self, sender: str, text: str) -> None:
+        try:
+            self.read[sender] = self._compressor.decompress(text)
+        except TooLong:
+            self.dropped["too_long"] += 1
+        except NotJson:
+            self.dropped["not_json"] += 1
+        except DataError:
+            self.dropped["malformed"] += 1

@@ -73,8 +73,8 @@ class ImaginedTrajectoryGenerator:
         horizon: H, steps of each.
         policy: what to do in imagined states; random plans that hold each action for
             :data:`HOLD` steps when ``None``.
-        workers: threads that share a batch. A step is too small for the processors to share:
-            each takes some of the agents for all steps instead.
+        workers: threads that share a batch. A step is too small for cores to share; each
+            thread rolls out some of the agents by itself.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ImaginedTrajectoryGenerator:
         rollouts: int = 10,
         horizon: int = 50,
         policy: Policy | None = None,
-        workers: int = 1,
+        workers: int = 2,
     ) -> None:
         if rollouts < 1 or horizon < 1 or workers < 1:
             raise ModelError("rollouts, horizon and workers: expected at least 1 of each")
@@ -108,7 +108,7 @@ class ImaginedTrajectoryGenerator:
                 mean RMS distance, in standard deviations, discounted as rewards are. The
                 model's own reward otherwise.
             previous: [B, H, A], what each agent chose a step ago: its rest is the first plan to
-                be imagined again. Only without a policy.
+                be imagined again. A policy makes its own plans.
             seed: of plans and draws.
 
         Raises:
@@ -152,9 +152,11 @@ class ImaginedTrajectoryGenerator:
         if targets is not None:
             reward = partial(_nearness, targets[span], self.model.state_std)
         policy = self.policy if plans is None else plans[span]
-        return self.model.imagine(
+        found = self.model.imagine(
             here[span], policy, self.rollouts, self.horizon, seed=seed, reward=reward
         )
+        assert found.states is not None  # decoded here, beside the other threads
+        return found
 
     def _plans(self, count: int, previous: npt.NDArray[Any] | None, seed: int) -> Tensor:
         """[B, n, H, A]."""

@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from iwm.errors import DataError
 MAX_BYTES = 49
 MIN_PLAN = 18
 """Characters that a plan must get before an outcome or a confidence may take space."""
+_REMEMBERED = 1024
 DROPPED_FIRST = ("o", "c", "p")
 Goal = str | int | float | tuple[int | float, ...]
 
@@ -71,6 +73,7 @@ class IntentionCompressor:
         if not 1 <= min_plan <= MAX_CODE:
             raise DataError(f"min_plan: expected 1 to {MAX_CODE}, given {min_plan}")
         self.codec, self.min_plan = codec, min_plan
+        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._read)
 
     def compress(
         self,
@@ -123,28 +126,30 @@ class IntentionCompressor:
     def decompress(self, message: str) -> Intention:
         """What a message says: the inverse of :meth:`compress`, as exactly as it was kept.
 
+        One message is heard by many: what it says is remembered, and its arrays are read-only.
+
         Raises:
             TooLong: more than :data:`MAX_BYTES` bytes.
             NotJson: not JSON.
             DataError: JSON that is no intention.
         """
-        return self.decompress_all([message])[0]
+        if not isinstance(message, str) or len(message) > MAX_BYTES or _size(message) > MAX_BYTES:
+            raise TooLong(f"intention: expected text of at most {MAX_BYTES} bytes")
+        return self._remembered(message)
 
-    def decompress_all(self, messages: Sequence[str]) -> list[Intention]:
-        """Many at once; raises as :meth:`decompress` does, for the first that is wrong."""
-        read = [_fields(message) for message in messages]
-        codes = [fields["p"] for fields in read if "p" in fields]
-        plans = iter(self.codec.decode(codes))
-        return [
-            Intention(
-                _read_goal(fields["g"]),
-                fields["c"] / 100 if "c" in fields else None,
-                float(fields["o"]) if "o" in fields else None,
-                next(plans) if "p" in fields else None,
-                self.codec,
-            )
-            for fields in read
-        ]
+    def _read(self, message: str) -> Intention:
+        fields = _fields(message)
+        features = None
+        if "p" in fields:
+            features = self.codec.decode([fields["p"]])[0]
+            features.flags.writeable = False
+        return Intention(
+            _read_goal(fields["g"]),
+            fields["c"] / 100 if "c" in fields else None,
+            float(fields["o"]) if "o" in fields else None,
+            features,
+            self.codec,
+        )
 
 
 class TooLong(DataError):
@@ -200,10 +205,9 @@ def _fields(message: str) -> dict[str, Any]:
     """The checked fields of a message.
 
     Raises:
-        DataError: as :meth:`IntentionCompressor.decompress`.
+        NotJson: not JSON.
+        DataError: JSON that is no intention.
     """
-    if not isinstance(message, str) or len(message) > MAX_BYTES or _size(message) > MAX_BYTES:
-        raise TooLong(f"intention: expected text of at most {MAX_BYTES} bytes")
     try:
         fields = json.loads(message, parse_constant=_refuse_constant)
     except ValueError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -83,40 +84,60 @@ def allocate(sigma: Sequence[float], bits: float) -> tuple[int, ...]:
     return tuple(levels)
 
 
-def write(numbers: Floats, levels: Sequence[int], sigma: Floats, length: int) -> str:
-    """Numbers [K] as ``length`` characters."""
-    value = 0
-    for place, n in enumerate(levels):
-        if n > 1:
-            half = clip(n) * float(sigma[place])
-            cell = math.floor((float(numbers[place]) + half) * n / (2 * half))
-            value = value * n + min(max(cell, 0), n - 1)
-    characters = []
-    for _ in range(length):
-        value, digit = divmod(value, len(ALPHABET))
-        characters.append(ALPHABET[digit])
-    return "".join(characters)
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a code of one length holds: which numbers, in how many levels, over which range."""
 
+    size: int
+    """K, of all numbers."""
+    places: npt.NDArray[np.int64]
+    """[J], of those that are sent."""
+    levels: tuple[int, ...]
+    """J."""
+    halves: npt.NDArray[np.float64]
+    """[J]: a number lies between minus this and this."""
 
-def read(code: str, levels: Sequence[int], sigma: Floats) -> Floats:
-    """Numbers [K] of a code; those that were not sent are 0.
+    @classmethod
+    def of(cls, sigma: Floats, length: int) -> Layout:
+        """For numbers of deviations [K] in ``length`` characters."""
+        levels = np.array(allocate(sigma.tolist(), length * BITS_PER_CHARACTER))
+        places = np.flatnonzero(levels > 1)
+        sent = tuple(int(n) for n in levels[places])
+        halves = np.array([clip(n) for n in sent]) * sigma[places]
+        return cls(len(sigma), places, sent, halves)
 
-    Raises:
-        DataError: a character that no code has, or digits beyond every level.
-    """
-    value = 0
-    try:
-        for character in reversed(code):
-            value = value * len(ALPHABET) + _PLACE[character]
-    except KeyError:
-        raise DataError("plan: holds a character that no plan has") from None
-    numbers = np.zeros(len(levels), np.float32)
-    for place in reversed(range(len(levels))):
-        n = levels[place]
-        if n > 1:
+    def write(self, numbers: Floats, length: int) -> str:
+        """Numbers [K] as ``length`` characters."""
+        steps = np.array(self.levels) / (2 * self.halves)
+        cells = np.floor((numbers[self.places] + self.halves) * steps)
+        value = 0
+        for n, cell in zip(self.levels, cells.tolist(), strict=True):
+            value = value * n + min(max(int(cell), 0), n - 1)
+        characters = []
+        for _ in range(length):
+            value, digit = divmod(value, len(ALPHABET))
+            characters.append(ALPHABET[digit])
+        return "".join(characters)
+
+    def read(self, code: str) -> Floats:
+        """Numbers [K] of a code; those that were not sent are 0.
+
+        Raises:
+            DataError: a character that no code has, or digits beyond every level.
+        """
+        value = 0
+        try:
+            for character in reversed(code):
+                value = value * len(ALPHABET) + _PLACE[character]
+        except KeyError:
+            raise DataError("plan: holds a character that no plan has") from None
+        cells = []
+        for n in reversed(self.levels):
             value, cell = divmod(value, n)
-            half = clip(n) * float(sigma[place])
-            numbers[place] = (cell + 0.5) * 2 * half / n - half
-    if value:
-        raise DataError("plan: is no code of this length")
-    return numbers
+            cells.append(cell)
+        if value:
+            raise DataError("plan: is no code of this length")
+        numbers = np.zeros(self.size, np.float32)
+        middle = (np.array(cells[::-1]) + 0.5) * (2 / np.array(self.levels)) - 1
+        numbers[self.places] = middle * self.halves
+        return numbers

@@ -1,8 +1,8 @@
 """Imagined rollouts: many at once, each following its policy, in one tight loop.
 
 A step is a handful of small matrix products, so that Python and the dispatcher cost as much as
-the arithmetic. What does not depend on the step before (the actions' part of an open-loop
-plan, the noise, the rewards and deviations) is computed for all steps at once.
+the arithmetic. What does not depend on the step before (the noise, the rewards and deviations)
+is computed for all steps at once, and the loop of an open-loop plan is compiled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from iwm.errors import ModelError
 from iwm.models.embodied.dynamics import gaussian
+from iwm.models.embodied.unrolling import unroll
 
 if TYPE_CHECKING:
     from iwm.models.embodied.model import WorldModel
@@ -113,32 +114,29 @@ def imagine(
         policy = random_plans(
             n, horizon, width, discrete=bool(config.vocabulary), generator=generator
         )
-    plan = pushes = None
+    plan = None
     if isinstance(policy, Tensor):
         plan = _plan(policy.to(device), batch, n, horizon, width)
     dynamics, readouts = model.dynamics, model.readouts
-    rows = batch * n
+    rows, shape = batch * n, (batch, n, horizon)
     noise = noise.expand(-1, batch, -1, -1).reshape(horizon, rows, -1)
     latent = model.encoder(model.normalised(state)).repeat_interleave(n, 0)
+    actions: list[Tensor] = []
     if plan is not None:
-        pushes = dynamics.act(plan.transpose(0, 1))
-    here, actions, latents = state.repeat_interleave(n, 0), [], []
-    for step in range(horizon):
-        if pushes is None:
-            assert not isinstance(policy, Tensor)
+        latents = unroll(dynamics, latent, plan.transpose(0, 1).contiguous(), noise)
+    else:
+        assert callable(policy)
+        here, found = state.repeat_interleave(n, 0), []
+        for step in range(horizon):
             action = _ask(policy, here.view(batch, n, -1), step, generator, width)
             actions.append(action)
-            push = dynamics.act(action)
-        else:
-            push = pushes[step]
-        pre = dynamics.carry(latent).add_(push)
-        mean, sigma = gaussian(dynamics.prior(F.silu(pre)))
-        latent = dynamics.after(latent, pre, torch.addcmul(mean, sigma, noise[step]))
-        latents.append(latent)
-        if pushes is None:
+            pre, prior = dynamics.before(latent, action)
+            mean, sigma = gaussian(prior)
+            latent = dynamics.after(latent, pre, torch.addcmul(mean, sigma, noise[step]))
+            found.append(latent)
             here = model.decoded(latent)
-    shape = (batch, n, horizon)
-    along = torch.stack(latents, 1).view(*shape, -1)
+        latents = torch.stack(found, 1)
+    along = latents.view(*shape, -1)
     taken = (torch.stack(actions, 1) if plan is None else plan).view(*shape, width)
     if reward is None:
         rewards = model.rewards(along)
