@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iwm.gameplay.config import Positive, Share
+from iwm.gameplay.config import Positive, Share, SplitConfig
 from iwm.settings import settings
 
 
@@ -95,3 +95,35 @@ class MaskConfig:
     """Range of height over width."""
     max_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """A union that hides more than this is drawn again."""
+
+
+@settings
+class ParticlesConfig:
+    """The world of particles; see :mod:`iwm.data.particles`."""
+
+    episodes: Positive = 1500
+    steps: Positive = 100
+    """Of each episode."""
+    bodies: Annotated[int, Field(ge=2, le=32)] = 4
+    """The driven one included; a state has four numbers for each."""
+    hold: tuple[Positive, Positive] = (3, 12)
+    """Range of steps for which a force is held."""
+    seed: int = 7
+
+
+@settings
+class TrajectoryPlan:
+    """One set of trajectories under ``trajectories`` in params.yaml."""
+
+    source: Literal["particles", "truth", "latents"]
+    """``particles``: simulated afresh. ``truth``: positions beside recordings of the procedural
+    world. ``latents``: frames of the shards, encoded by a trained model."""
+    particles: ParticlesConfig = ParticlesConfig()
+    phase: str = "action"
+    """The trained model that encodes, under ``latents``."""
+    recordings: tuple[str, ...] | None = None
+    """Only these, under ``truth`` and ``latents``; ``null``: all that fit."""
+    frames: Positive = 20000
+    """Most frames of the training split to encode; held-out splits get an eighth of it each."""
+    split: SplitConfig = SplitConfig()
+    """Of simulated episodes; recorded ones keep the side that ingestion gave them."""

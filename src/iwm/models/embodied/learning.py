@@ -45,7 +45,7 @@ class Posterior(nn.Module):
 def rollout_length(config: EmbodiedConfig, progress: float, window: int) -> int:
     """Steps of a rollout after a share of training, geometrically growing; at most window - 1."""
     first, last = config.objective.rollout_steps
-    grown = first * float(last / first) ** min(1.0, progress / 0.75)
+    grown: float = first * (last / first) ** min(1.0, progress / 0.75)
     return max(1, min(round(grown), window - 1))
 
 
@@ -73,36 +73,37 @@ def learn(
     ends = steps * count
     actions = batch.actions[:, :ends].reshape(len(truth), steps, -1)
     rewards = (batch.rewards[:, :ends] - model.reward_mean) / model.reward_std
-    sampled = part.spread(round(config.objective.sampled_share * part.total))
-    sampled = sampled.to(states.device).repeat_interleave(count)[:, None]
+    share = config.objective.sampled_share
+    marked = part.spread(round(share * part.total)).repeat_interleave(count)
+    followed = marked.nonzero()[:, 0].to(states.device)
     # One draw for the global batch: the number of processes changes nothing.
     noise = torch.randn(part.total, count, steps, config.stochastic_dim, generator=generator)
-    noise = noise[part.rows].flatten(0, 1).to(states.device)
+    noise = noise[part.rows].flatten(0, 1)[marked].to(states.device)
+    seen_states = truth[followed]
 
     latent = model.encoder(truth[:, 0])
     first = latent.view(-1, count, latent.shape[-1])[:, 0]
     along, surprises = [], []
     for step in range(steps):
         pre, parameters = model.dynamics.before(latent, actions[:, step])
-        prior = gaussian(parameters)
-        seen = gaussian(posterior(pre, truth[:, step + 1]))
+        mean, sigma = gaussian(parameters)
+        seen = gaussian(posterior(pre[followed], seen_states[:, step + 1]))
         drawn = torch.addcmul(seen[0], seen[1], noise[:, step])
-        latent = model.dynamics.after(latent, pre, torch.where(sampled, drawn, prior[0]))
+        latent = model.dynamics.after(latent, pre, mean.index_copy(0, followed, drawn))
         along.append(latent)
-        surprises.append(divergence(seen, prior))
+        surprises.append(divergence(seen, (mean[followed], sigma[followed])))
     latents = torch.stack(along, 1)
     error = (model.readouts.state(latents) - truth[:, 1:]).square().mean(-1)
     told = model.readouts.reward(latents)[..., 0] - rewards.reshape(len(truth), steps)
     log_error = model.readouts.log_error(latents.detach())
     likelihood = 0.5 * error.detach() * (-2 * log_error).exp() + log_error
     kl = (torch.stack(surprises, 1) - config.objective.free_nats).clamp_min(0)
-    # Divergences count where the posterior was followed.
-    weights = sampled.float().expand_as(kl)
-    share = part.weight(len(batch.states), part.total)
+    weight = part.weight(len(batch.states), part.total)
+    everywhere = max(1, round(share * part.total)) * count * steps
     terms = {
-        "state": error.mean() * share,
-        "reward": told.square().mean() * share,
-        "error": likelihood.mean() * share,
-        "kl": (kl * weights).mean() * share / max(config.objective.sampled_share, 1e-6),
+        "state": error.mean() * weight,
+        "reward": told.square().mean() * weight,
+        "error": likelihood.mean() * weight,
+        "kl": kl.sum() * part.world / everywhere,
     }
     return terms, first
