@@ -8,6 +8,9 @@ import typer
 
 from pipelines._stage import MODELS, SHARDS, run, share_processors
 
+ACTING = ("action", "vqvae-dynamics", "vrnn")
+"""Models that are told the game's actions by name."""
+
 
 def train(
     phase: Annotated[str, typer.Argument(help="an entry under `train` in params.yaml")],
@@ -48,7 +51,9 @@ def train(
             f"{SHARDS} hold {size} (height, width); change one of them"
         )
     settings.setdefault("fit", store.info.fit)
-    vocabulary = _actions(settings, store, config.recordings) if name == "action" else None
+    vocabulary = _actions(name, settings, store, config.recordings) if name in ACTING else None
+    if name == "vqvae-dynamics":
+        settings["tokenizer"] = _tokenizer(config.init_from, phase)
     out = MODELS / phase
     commit, dvc_revision = git_commit(), dvc_data_revision()
     with ranks(config.device) as place:
@@ -124,14 +129,31 @@ def train(
 
 
 def _actions(
-    settings: dict[str, Any], store: Any, recordings: tuple[str, ...] | None
+    name: str, settings: dict[str, Any], store: Any, recordings: tuple[str, ...] | None
 ) -> tuple[str, ...]:
     """Fill in the actions that the data has; returns the vocabulary."""
     names = store.all_actions(recordings)
     settings["vocabulary"] = list(settings.get("vocabulary") or names)
-    vectors = store.action_vectors
-    settings.setdefault("action_dim", 0 if vectors is None else vectors.shape[1])
+    if name in ("action", "vrnn"):
+        vectors = store.action_vectors
+        settings.setdefault("action_dim", 0 if vectors is None else vectors.shape[1])
     return tuple(settings["vocabulary"])
+
+
+def _tokenizer(earlier: str | None, phase: str) -> dict[str, Any]:
+    """The shape of the tokenizer in whose tokens the dynamics predict."""
+    from iwm.errors import ConfigError, ModelError
+    from iwm.models.saving import read_config
+
+    if earlier is None:
+        raise ConfigError(f"train.{phase}.init_from: name the phase that trained the tokenizer")
+    try:
+        shape: dict[str, Any] = read_config(MODELS / earlier, "vqvae")["settings"]
+    except ModelError as error:
+        raise ConfigError(
+            f"train.{phase}.init_from: {error}; run `iwm train {earlier}` first"
+        ) from None
+    return shape
 
 
 def _start_from(earlier: str, phase: str, model: Any) -> str:

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from iwm.errors import ModelError
 from iwm.models.encoder import load_state
 from iwm.models.saving import WEIGHTS_FILE, read_config, read_weights
+from iwm.models.vqvae.autoencoder import VQVAE, load_tokenizer
 
 _ENCODERS = ("encoder", "online")
 
 
 def start_from(model: nn.Module, folder: Path) -> int:
     """Copy a released model's image encoder, and of the rest those layers that fit.
+
+    A model that holds a tokenizer takes the other, a tokenizer of the same shape, whole.
 
     The vision transformer must fit, though the other's may be deeper: ``model.encoder`` and,
     where there is one, ``model.online`` get its weights. Another layer of them (a readout), or of
@@ -35,6 +38,9 @@ def start_from(model: nn.Module, folder: Path) -> int:
     read_config(folder)
     weights = read_weights(folder)
     where = str(folder / WEIGHTS_FILE)
+    if isinstance(tokenizer := getattr(model, "tokenizer", None), VQVAE):
+        load_tokenizer(tokenizer, weights, where)
+        return 0
     encoder = _under("encoder.", weights)
     transformer = _under("vit.", encoder)
     if not transformer:

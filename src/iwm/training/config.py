@@ -36,6 +36,9 @@ class TrainConfig:
     """A phase trained before, whose encoder (and what fits of its predictor) this one starts
     from; ``None`` starts from random weights, or from ``model.encoder.weights``."""
     epochs: Positive = 10
+    max_steps: Positive | None = None
+    """Stop after this many steps, where the epochs hold more; the rates fall to their ends
+    there."""
     batch_size: Positive = 128
     """Global batch, over all ranks: windows."""
     window: Positive = 1

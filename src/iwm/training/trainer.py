@@ -145,6 +145,8 @@ class Trainer:
         self.identity = identity(config, data_revision)
         self.trackers = [HistoryTracker(out / HISTORY_FILE), *trackers] if ranks.first else []
         self.total = config.epochs * len(batches)
+        if config.max_steps is not None:
+            self.total = min(self.total, config.max_steps)
         self._stop = 0
         self._saved = -1
 
@@ -231,6 +233,8 @@ class Trainer:
                     progress.advance(part.total, f"loss {loss:.4f}")
                     if step % c.checkpoint_every == 0 or step == self.total:
                         self._checkpoint(step, optimizer)
+                    if step == self.total:
+                        break
         seconds = time.monotonic() - began
         return Summary(step, metrics, seconds, samples / seconds if samples else 0.0)
 

@@ -33,10 +33,15 @@ class Frames(Protocol):
     images: Tensor
 
 
-class Encoder(nn.Sequential):
-    """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, d, h, w]."""
+class Encoder(nn.Module):
+    """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, d, h, w].
+
+    One linear map of a token's own pixels joins what the convolutions make of them: principal
+    components are found in a few steps, and the convolutions learn what those leave.
+    """
 
     def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
         c, layers = config, list[nn.Module]()
         layers += [nn.PixelUnshuffle(c.stem), nn.Conv2d(3 * c.stem**2, c.channels[0], 3, padding=1)]
         for level, channels in enumerate(c.channels):
@@ -47,13 +52,22 @@ class Encoder(nn.Sequential):
         if c.attention:
             layers.append(Attention(last, c.heads, c.groups))
         layers += [group_norm(last, c.groups), nn.SiLU(), nn.Conv2d(last, c.quantiser.width, 1)]
-        super().__init__(*layers)
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Conv2d(3, c.quantiser.width, c.patch, stride=c.patch)
+        # Latents of about one: smaller ones would begin in the middle of their levels.
+        nn.init.normal_(self.linear.weight, std=2.0 / (3 * c.patch**2) ** 0.5)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """See the class."""
+        latents: Tensor = self.layers(pictures) + self.linear(pictures)
+        return latents
 
 
-class Decoder(nn.Sequential):
-    """Code vectors [B, d, h, w] -> pictures [B, 3, H, W], about [-1, 1]."""
+class Decoder(nn.Module):
+    """Code vectors [B, d, h, w] -> pictures [B, 3, H, W], about [-1, 1]; see the encoder."""
 
     def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
         c, layers = config, list[nn.Module]()
         last = c.channels[-1]
         layers.append(nn.Conv2d(c.quantiser.width, last, 3, padding=1))
@@ -67,7 +81,15 @@ class Decoder(nn.Sequential):
         first = c.channels[0]
         layers += [group_norm(first, c.groups), nn.SiLU()]
         layers += [nn.Conv2d(first, 3 * c.stem**2, 3, padding=1), nn.PixelShuffle(c.stem)]
-        super().__init__(*layers)
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Sequential(
+            nn.Conv2d(c.quantiser.width, 3 * c.patch**2, 1), nn.PixelShuffle(c.patch)
+        )
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """See the class."""
+        pictures: Tensor = self.layers(vectors) + self.linear(vectors)
+        return pictures
 
 
 class VQVAE(nn.Module):
@@ -198,7 +220,7 @@ class VQVAE(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """The repeated parts, each of which is compiled, and sharded, as a unit."""
-        layers = [*self.encoder, *self.decoder]
+        layers = [*self.encoder.layers, *self.decoder.layers]
         return [layer for layer in layers if isinstance(layer, (Residual, Attention))]
 
     def forward(self, batch: Frames) -> tuple[Tensor, dict[str, Tensor]]:
@@ -210,7 +232,7 @@ class VQVAE(nn.Module):
         part = self._part or Part.whole(len(batch.images))
         share = part.weight(len(batch.images), part.total)
         pixels = _signed(batch.images.flatten(0, 1))
-        vectors, tokens, own = self.quantiser(self.encoder(pixels))
+        vectors, tokens, own = self.quantiser(self.encoder(pixels), part)
         error = self.decoder(vectors.contiguous(memory_format=torch.channels_last)) - pixels
         squared, absolute = error.square().flatten(1).mean(1), error.abs().mean()
         loss = squared.mean() + self.config.absolute * absolute + own

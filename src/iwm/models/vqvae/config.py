@@ -29,7 +29,8 @@ class QuantiserConfig:
     levels: tuple[Level, ...] = (8, 5, 5, 5)
     """Of each number under ``fsq``; their product is the codebook size."""
     decay: Share = 0.99
-    """Of the moving average under ``ema``."""
+    """Of the moving averages: of the codes under ``ema``, else of the latents' mean and
+    covariance."""
     dead_code: Annotated[float, Field(ge=0)] = 2.0
     """Under ``ema``, a code with fewer members than this in a step's moving average begins
     anew at a random latent of the step."""
@@ -129,6 +130,10 @@ class VQVAEConfig:
 class TokenDynamicsConfig:
     """Block-causal transformer over frames of tokens and the actions between them."""
 
+    image_size: tuple[Positive, Positive] = (256, 256)
+    """Height, width in pixels: the tokenizer's."""
+    fit: Literal["resize", "crop"] = "resize"
+    """How the frames it learned from were brought to that size (see ``shard.fit``)."""
     vocabulary: tuple[str, ...] = ()
     """Names of the actions; empty: the dynamics are told none."""
     tokenizer: VQVAEConfig = VQVAEConfig()
@@ -155,6 +160,11 @@ class TokenDynamicsConfig:
         if self.width % self.heads:
             raise ConfigError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}"
+            )
+        if self.image_size != self.tokenizer.image_size:
+            raise ConfigError(
+                f"model.image_size {list(self.image_size)} is not the tokenizer's, "
+                f"{list(self.tokenizer.image_size)}"
             )
         if any(side % self.group for side in self.tokenizer.grid):
             raise ConfigError(

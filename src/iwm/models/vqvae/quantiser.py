@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from iwm.models.vqvae.config import QuantiserConfig
+from iwm.objectives.gather import Part
 
 
 class Quantiser(nn.Module):
@@ -22,6 +23,10 @@ class Quantiser(nn.Module):
 
     basis: Tensor
     levels: Tensor
+    mean: Tensor
+    covariance: Tensor
+    whiten: Tensor
+    begun: Tensor
 
     def __init__(self, config: QuantiserConfig) -> None:
         super().__init__()
@@ -56,15 +61,29 @@ class Quantiser(nn.Module):
             basis = order.cumprod(0) // order
         self.register_buffer("basis", basis, persistent=False)
         self.register_buffer("levels", order)
+        # Levels stand still, so latents are brought to them: left alone, all digits begin by
+        # saying how bright a place is, in a few levels each, and most codes are never used.
+        self.register_buffer("mean", torch.zeros(config.width))
+        self.register_buffer("covariance", torch.eye(config.width))
+        self.register_buffer("whiten", torch.eye(config.width))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, latents: Tensor, part: Part | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise latents [B, d, h, w]; gradients pass straight through.
+
+        Args:
+            latents: of the encoder.
+            part: the rows of the global batch that these are, in training; ``None``: all.
 
         Returns:
             Code vectors [B, d, h, w], tokens int64 [B, h, w], and the quantiser's own loss.
         """
         batch, width, rows, columns = latents.shape
         flat = latents.float().flatten(2).transpose(1, 2)
+        if self.config.kind != "ema":
+            if self.training:
+                self._follow(flat.detach() if part is None else part.gather(flat.detach()))
+            flat = (flat - self.mean) @ self.whiten
         if self.config.kind == "fsq":
             vectors, tokens = self.method(flat)
             loss = flat.new_zeros(())
@@ -72,6 +91,20 @@ class Quantiser(nn.Module):
             vectors, tokens, loss = self.method(flat)
         vectors = vectors.transpose(1, 2).reshape(batch, width, rows, columns)
         return vectors, tokens.long().view(batch, rows, columns), loss.sum()
+
+    def _follow(self, latents: Tensor) -> None:
+        """Move the running mean and covariance towards those of latents [B, N, d], and with
+        them the map that makes the digits independent and of unit variance (ZCA).
+        """
+        samples = latents.flatten(0, 1)
+        share = torch.where(self.begun, 1 - self.config.decay, 1.0)
+        self.mean.lerp_(samples.mean(0), share)
+        away = samples - self.mean
+        self.covariance.lerp_(away.T @ away / len(away), share)
+        self.begun.fill_(True)
+        variances, axes = torch.linalg.eigh(self.covariance)
+        floor = 1e-3 * variances[-1] + 1e-8
+        self.whiten.copy_(axes * variances.clamp_min(floor).rsqrt() @ axes.T)
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """Code vectors [..., d] of tokens [...]."""
