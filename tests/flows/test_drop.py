@@ -9,46 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import toy
 
 from flows.drop import Drop, broken
 from iwm.errors import DataError
-from iwm.gameplay.schema import Recording
-from iwm.gameplay.writer import RecordingWriter
-
-
-def record(folder: Path, steps: int = 6) -> Path:
-    """A real, whole recording."""
-    size = 32
-    about = Recording(
-        name=folder.name,
-        game="toy",
-        source="procedural",
-        fps=10.0,
-        width=size,
-        height=size,
-        actions=("noop", "go"),
-        licence="CC0-1.0",
-        seed=0,
-    )
-    images = np.random.default_rng(len(folder.name)).integers(
-        0, 255, (steps, size, size, 3), np.uint8
-    )
-    with RecordingWriter(folder, about) as writer:
-        for step, image in enumerate(images):
-            last = step == steps - 1
-            writer.append(
-                image,
-                episode=0,
-                step=step,
-                time_s=step / 10,
-                action=-1 if last else step % 2,
-                reward=0.0,
-                done=last,
-            )
-    return folder
 
 
 class Clock:
@@ -64,7 +29,7 @@ def names(look: Any) -> list[str]:
 
 
 def test_a_copy_in_progress_waits_and_is_taken_when_it_is_whole(tmp_path: Path) -> None:
-    whole, inbox, clock = record(tmp_path / "made" / "one"), tmp_path / "inbox", Clock()
+    whole, inbox, clock = toy.record(tmp_path / "made" / "one"), tmp_path / "inbox", Clock()
     inbox.mkdir()
     drop = Drop(inbox, settle_s=10, clock=clock)
     assert names(drop.look()) == []
@@ -94,7 +59,7 @@ def test_a_copy_in_progress_waits_and_is_taken_when_it_is_whole(tmp_path: Path) 
 def test_a_clock_that_jumps_back_and_old_time_stamps_do_not_matter(tmp_path: Path) -> None:
     import os
 
-    folder = record(tmp_path / "inbox" / "old")
+    folder = toy.record(tmp_path / "inbox" / "old")
     for path in folder.rglob("*"):
         os.utime(path, (1, 1))
     clock = Clock()
@@ -105,7 +70,7 @@ def test_a_clock_that_jumps_back_and_old_time_stamps_do_not_matter(tmp_path: Pat
 
 
 def test_what_is_broken_says_why(tmp_path: Path) -> None:
-    folder = record(tmp_path / "one")
+    folder = toy.record(tmp_path / "one")
     assert broken(folder) is None
     video = next(folder.glob("*.mkv"))
     video.write_bytes(b"no video")
@@ -124,12 +89,12 @@ def test_recordings_that_arrive_while_the_flow_runs(repo: Path, tmp_path: Path) 
     graph = (repo / "dvc.yaml").read_text()
     (repo / "dvc.yaml").write_text(graph.replace("ingest", "shard"))
     inbox = tmp_path / "inbox"
-    record(inbox / "first")
+    toy.record(inbox / "first")
     (inbox / "empty").mkdir()
 
     def arrive() -> None:
         time.sleep(6)
-        record(inbox / "second", steps=8)
+        toy.record(inbox / "second", steps=8)
         (inbox / "third").mkdir()
         shutil.copy2(inbox / "first" / "recording.json", inbox / "third")
 
@@ -146,7 +111,7 @@ def test_recordings_that_arrive_while_the_flow_runs(repo: Path, tmp_path: Path) 
 
     # The very same again: nothing new. Another one of a name that is there: refused by name.
     shutil.rmtree(inbox / "first")
-    record(inbox / "first", steps=9)
+    toy.record(inbox / "first", steps=9)
     state = ingest_gameplay(drop=str(inbox), settle_s=0.5, return_state=True)
     assert state.is_completed()
     assert "0 recordings taken" in (state.message or "")

@@ -152,3 +152,18 @@ def test_deployments_run_fail_cancel_and_resume(repo: Path, port: int) -> None:
     run_and_watch("train-iwm", 'targets=["gate@core"]')
     run_and_watch("release")
     assert newest_run()[1:] == ("Completed", "released iwm:abc")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_new_dataset_triggers_training(repo: Path, port: int, tmp_path: Path) -> None:
+    graph = (repo / "dvc.yaml").read_text()
+    (repo / "dvc.yaml").write_text(graph.replace("ingest", "shard"))
+    toy.record(tmp_path / "inbox" / "one")
+    parameters = [f'drop="{tmp_path / "inbox"}"', "settle_s=1"]
+    run_and_watch("ingest-gameplay", *parameters)  # nobody asked for training
+    assert newest_run()[1:] == ("Completed", "1 recordings taken")
+    toy.record(tmp_path / "inbox" / "second")
+    run_and_watch("ingest-gameplay", *parameters, "then_train=true")
+    wait_for(lambda: newest_run()[1:] == ("Completed", "9 tasks up to date"))
+    assert len(toy.calls(repo, "package")) == 1

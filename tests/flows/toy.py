@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from iwm.gameplay.schema import Recording
+from iwm.gameplay.writer import RecordingWriter
+
 ROOT = Path(__file__).parents[2]
 
 DVC_YAML = """\
@@ -83,6 +88,38 @@ if name == "package":
 (out / "made").write_text(name)
 print(f"{name}: done", flush=True)
 """
+
+
+def record(folder: Path, steps: int = 6) -> Path:
+    """A real, whole recording."""
+    size = 32
+    about = Recording(
+        name=folder.name,
+        game="toy",
+        source="procedural",
+        fps=10.0,
+        width=size,
+        height=size,
+        actions=("noop", "go"),
+        licence="CC0-1.0",
+        seed=0,
+    )
+    images = np.random.default_rng(len(folder.name)).integers(
+        0, 255, (steps, size, size, 3), np.uint8
+    )
+    with RecordingWriter(folder, about) as writer:
+        for step, image in enumerate(images):
+            last = step == steps - 1
+            writer.append(
+                image,
+                episode=0,
+                step=step,
+                time_s=step / 10,
+                action=-1 if last else step % 2,
+                reward=0.0,
+                done=last,
+            )
+    return folder
 
 
 def behave(repo: Path, **stages: str) -> None:
