@@ -103,7 +103,7 @@ class Layout:
         levels = np.array(allocate(sigma.tolist(), length * BITS_PER_CHARACTER))
         places = np.flatnonzero(levels > 1)
         sent = tuple(int(n) for n in levels[places])
-        halves = np.array([clip(n) for n in sent]) * sigma[places]
+        halves = np.array([clip(n) for n in sent]) * sigma[places].astype(np.float64)
         return cls(len(sigma), places, sent, halves)
 
     def write(self, numbers: Floats, length: int) -> str:
