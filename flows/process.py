@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -98,18 +98,20 @@ class Supervisor:
         log: Callable[[str], object],
         *,
         cwd: Path | None = None,
+        environ: Mapping[str, str] | None = None,
         grace_s: float = GRACE_S,
     ) -> Ended:
         """Run ``command`` to its end, each line of its output given to ``log``.
 
         Lines that come faster than ten records a second are joined, and a command that
         writes faster than the log takes is made to wait, so memory stays bounded however
-        long it runs and however much it says.
+        long it runs and however much it says. ``environ`` is added to this process's own.
 
         Raises:
             Stopped: the flow run ended before the command did.
         """
-        environment = {**QUIET_ENVIRONMENT, **os.environ, "PYTHONUNBUFFERED": "1"}
+        own = dict(environ or {})
+        environment = {**QUIET_ENVIRONMENT, **os.environ, "PYTHONUNBUFFERED": "1", **own}
         with self._lock:
             if self._closed:
                 raise Stopped("the flow run has ended")

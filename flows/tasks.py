@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from flows.graph import Graph, group
+from flows.placement import Placement, cards, placed
 from flows.process import InfrastructureError, StageFailed, judge, supervisor_of
 from pipelines._repro import DATA_DVC, data_is_empty
 from pipelines._stage import DATA
@@ -65,10 +66,11 @@ def gpu_slot(stage: str, gpu: GpuUse) -> AbstractContextManager[None]:
     )
 
 
-def _run(name: str, *arguments: str) -> None:
+def _run(name: str, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
     """``python arguments`` under the flow run's supervisor, streamed to the task's log."""
     supervisor = supervisor_of(str(flow_run.id))
-    ended = supervisor.run([sys.executable, *arguments], get_run_logger().info)
+    command = [sys.executable, *arguments]
+    ended = supervisor.run(command, get_run_logger().info, environ=environ)
     if error := judge(name, ended):
         raise error
 
@@ -108,7 +110,9 @@ def ensure_data() -> None:
     retry_delay_seconds=list(RETRY_DELAYS_S),
     retry_condition_fn=_worth_retrying,
 )
-def run_stage(stage: str, force: bool = False, gpu: GpuUse = "auto") -> str:
+def run_stage(
+    stage: str, force: bool = False, gpu: GpuUse = "auto", placement: Placement = "cards"
+) -> str:
     """Bring one stage of dvc.yaml up to date, without those above it.
 
     Returns:
@@ -119,8 +123,12 @@ def run_stage(stage: str, force: bool = False, gpu: GpuUse = "auto") -> str:
         InfrastructureError: it was killed, or DVC's lock was taken; tried again.
     """
     options = ["--force"] if force else []
-    with gpu_slot(stage, gpu):
-        _run(stage, "-m", "dvc", "repro", "--single-item", *options, stage)
+    computes = gpu != "never" and group(stage) in GPU_STAGES
+    with (
+        gpu_slot(stage, gpu),
+        placed(stage, placement, cards() if computes else ()) as environ,
+    ):
+        _run(stage, "-m", "dvc", "repro", "--single-item", *options, stage, environ=environ)
     return stage
 
 
@@ -129,6 +137,7 @@ def submit(
     *,
     force: bool = False,
     gpu: GpuUse = "auto",
+    placement: Placement = "cards",
     retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
 ) -> dict[str, PrefectFuture[Any]]:
     """Submit every stage of a graph, each waiting for those it depends on.
@@ -150,5 +159,7 @@ def submit(
         before = [futures[name] for name in above]
         if stage in graph.readers_of_data:
             before.append(futures["record"])
-        futures[stage] = stage_task.submit(stage, force, gpu, wait_for=before, return_state=False)
+        futures[stage] = stage_task.submit(
+            stage, force, gpu, placement, wait_for=before, return_state=False
+        )
     return futures

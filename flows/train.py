@@ -15,6 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import graph
 from flows.notify import HOOKS
 from flows.outcome import publish, settle
+from flows.placement import Placement
 from flows.process import supervised
 from flows.tasks import RETRY_DELAYS_S, GpuUse, submit, use_profile
 
@@ -32,6 +33,7 @@ def train_iwm(
     targets: list[str] | None = None,
     force: bool = False,
     gpu: GpuUse = "auto",
+    placement: Placement = "cards",
     retry_delays_s: list[float] = list(RETRY_DELAYS_S),  # noqa: B006 - never changed
 ) -> State[Any]:
     """Walk the graph of dvc.yaml: record when there is no data, then every stage in its order.
@@ -43,6 +45,8 @@ def train_iwm(
         force: run stages again even when nothing changed.
         gpu: whether training and evaluation hold a slot of the limit ``iwm-gpu``: always,
             never, or when the machine has an accelerator.
+        placement: of several cards, ``cards`` gives each stage one of its own, ``spread`` gives a
+            training all, with a process on each.
         retry_delays_s: seconds before each further attempt of a stage that was killed or
             found DVC's lock taken. Errors of the stage itself, gates among them, stand.
     """
@@ -52,7 +56,9 @@ def train_iwm(
         stages = graph.load()
         if targets:
             stages = stages.up_to(targets)
-        futures = submit(stages, force=force, gpu=gpu, retry_delays_s=retry_delays_s)
+        futures = submit(
+            stages, force=force, gpu=gpu, placement=placement, retry_delays_s=retry_delays_s
+        )
         state = settle(futures)
         publish(futures, state)
         return state

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+import sys
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,11 +16,19 @@ ACTING = ("action", "vqvae-dynamics", "vrnn")
 
 def train(
     phase: Annotated[str, typer.Argument(help="an entry under `train` in params.yaml")],
+    processes: Annotated[
+        int,
+        typer.Option(
+            envvar="IWM_PROCESSES",
+            min=1,
+            help="Processes on this machine, one an accelerator; the same global batch.",
+        ),
+    ] = 1,
 ) -> None:
     """Train PHASE on the shards into artifacts/models/PHASE.
 
-    Run it again after any stop, a kill included: it goes on from its last checkpoint. With
-    several accelerators: `torchrun --nproc-per-node N -m pipelines.train PHASE`.
+    Run it again after any stop, a kill included: it goes on from its last checkpoint. On several
+    machines: `torchrun --nnodes N ... -m pipelines.train PHASE` on each.
     """
     from iwm.config import load_params
     from iwm.errors import ConfigError
@@ -28,6 +38,8 @@ def train(
         raise ConfigError(f"train.{phase}: not in params.yaml; it has {', '.join(params.train)}")
     config = params.train[phase]
 
+    if processes > 1 and "RANK" not in os.environ:
+        spread(phase, processes)
     share_processors()
     import torch
 
@@ -126,6 +138,13 @@ def train(
                 f"train {phase}: {state}, {summary.steps} steps, loss {loss:.4f}, "
                 f"{summary.samples_per_second:,.0f} samples/s"
             )
+
+
+def spread(phase: str, processes: int) -> NoReturn:
+    """Go on as ``processes`` processes, started by torchrun in this process's place."""
+    sys.stdout.flush()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "pipelines.train", phase])
 
 
 def _actions(
