@@ -7,7 +7,7 @@ prior; pictures with the last frame seen. Intervals resample whole episodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from iwm.data.batch import Batch
+from iwm.data.loader import Loader
+from iwm.data.reader import ShardStore
 from iwm.errors import DataError
 from iwm.evaluation.statistics import Figure, bootstrap_mean
 from iwm.models.aime import DPGMMVariationalRecurrentAutoencoder
@@ -41,6 +43,48 @@ class Bounds:
     terms: dict[str, Array]
     responsibilities: Array
     episodes: Array
+
+
+def held_out_windows(
+    store: ShardStore,
+    split: str,
+    *,
+    window: int,
+    count: int,
+    batch_size: int,
+    recordings: Sequence[str] | None = None,
+    vocabulary: Sequence[str] | None = None,
+) -> list[Batch]:
+    """At most ``count`` windows of a split, spread evenly over its play.
+
+    Args:
+        store: the shards.
+        split: ``val`` or ``test``.
+        window: frames each.
+        count: of windows.
+        batch_size: windows a batch.
+        recordings: only these; all when ``None``.
+        vocabulary: names that the actions count in.
+
+    Raises:
+        DataError: the split has no such window.
+    """
+    loader = Loader(
+        store,
+        split,
+        1,
+        window=window,
+        recordings=recordings,
+        vocabulary=vocabulary,
+        workers=0,
+        shuffle=False,
+    )
+    chosen = np.linspace(0, len(loader.starts) - 1, min(count, len(loader.starts)))
+    starts = loader.starts[np.unique(chosen.round().astype(int))]
+    rows = starts[:, None] + np.arange(window)
+    return [
+        loader.load(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)
+    ]
 
 
 def episode_labels(batch: Batch) -> Array:
@@ -308,7 +352,7 @@ def measure(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything the gate reads: ``elbo``, ``effective_components``, ``reconstruction`` and
-    ``open_loop``.
+    ``open_loop``; beside them ``surprise``, the KL of z of every window [N].
 
     Args:
         model: the mixture.
@@ -329,4 +373,5 @@ def measure(
         "effective_components": effective_components(own, resamples=resamples, seed=seed),
         "reconstruction": reconstruction_quality(model, held, seed=seed, resamples=resamples),
         "open_loop": open_loop(model, held, horizon=horizon, seed=seed, resamples=resamples),
+        "surprise": own.terms["kl_z"],
     }

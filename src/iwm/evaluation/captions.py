@@ -35,6 +35,22 @@ CAPTIONS: dict[str, str] = {
         "What the model said of its predictions against what came true, on episodes that the "
         "tables were not fitted on. Points should lie on the dashed line."
     ),
+    "reconstructions": (
+        "Pairs of rows: held-out frames, and what the decoder makes of their latents. Rooms, "
+        "doors and colours should be the same; textures are too much for so few numbers."
+    ),
+    "imagined": (
+        "Pairs of rows: what came, and what the prior imagined from the frames before and the "
+        "actions alone. Turns should go the same way; what was never seen stays blurred."
+    ),
+    "attention": (
+        "One held-out window, and where each slot looks. Slots should look at different places, "
+        "and follow them as the view turns."
+    ),
+    "components": (
+        "Which component of the prior explains each frame. Several colours should share the "
+        "picture, and change where the scene does."
+    ),
     "loss": (
         "The course of training. The total falls; the effective rank stays well above 1 and no "
         "dimension's deviation falls to 0: the latents have not collapsed."

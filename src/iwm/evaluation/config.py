@@ -29,6 +29,50 @@ class ActionEvaluateConfig:
 
 
 @settings
+class VRNNEvaluateConfig:
+    """What a variational recurrent world model is measured on."""
+
+    single: str = "vrnn-single"
+    """The phase that trained the same network with a single Gaussian prior."""
+    windows: Annotated[int, Field(gt=0)] = 512
+    """Held-out windows, at most, spread evenly over the play."""
+    horizon: Annotated[int, Field(gt=0)] = 8
+    """Frames foretold; the frames before them in a training window are seen."""
+    kl_samples: Annotated[int, Field(gt=0)] = 15
+    """Of the Monte Carlo KL of the latents, a frame."""
+    draws: Annotated[int, Field(gt=0)] = 2
+    """Of latents and sticks, averaged."""
+
+
+@settings
+class DreamEvaluateConfig:
+    """What a generative model of play is measured on."""
+
+    next_windows: Annotated[int, Field(gt=1)] = 512
+    """Windows in which the next frame alone is imagined."""
+    sequences: Annotated[int, Field(gt=1)] = 64
+    """Windows in which a sequence is, from one frame and from several."""
+    steps: Annotated[int, Field(gt=1)] = 30
+    """Frames of a sequence."""
+    shown: Annotated[int, Field(gt=0)] = 4
+    """Most frames that a sequence begins with."""
+    action_windows: Annotated[int, Field(gt=1)] = 192
+    """Windows that are imagined under the true actions and under random ones."""
+    action_steps: Annotated[int, Field(gt=3)] = 8
+    """Frames of these."""
+    reader_pairs: Annotated[int, Field(gt=0)] = 12288
+    """Real pairs of training episodes from which actions are learned to be read."""
+    reader_steps: Annotated[int, Field(gt=0)] = 300
+    """Batches of 128 pairs for it."""
+    turn_windows: Annotated[int, Field(gt=0)] = 48
+    """Starts from which turns are held, in games whose actions have these names."""
+    staged: Annotated[int, Field(gt=0)] = 48
+    """Fresh episodes of the procedural world, for counts and places against the truth."""
+    frechet_encoder: str | None = "core"
+    """The phase whose frozen encoder gives the Frechet distance its features."""
+
+
+@settings
 class EvaluateConfig:
     """How a trained model is measured on held-out episodes."""
 
@@ -54,6 +98,10 @@ class EvaluateConfig:
     action: ActionEvaluateConfig = ActionEvaluateConfig()
     """Phase 3 alone; the fields about banks of transformations are then not used, but for
     ``bank``, the frames in a temporal bank, and the jitter of recoloured frames."""
+    dream: DreamEvaluateConfig = DreamEvaluateConfig()
+    """Generative models of play alone."""
+    vrnn: VRNNEvaluateConfig = VRNNEvaluateConfig()
+    """The variational recurrent model alone."""
 
     def __post_init__(self) -> None:
         """Refuse more queries than there are members."""

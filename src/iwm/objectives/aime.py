@@ -83,6 +83,7 @@ class LossAggregator:
         lambda_att_dyn: float = 0.1,
         lambda_gram: float = 0.05,
         entropy_weight: float = 0.1,
+        lambda_open_loop: float = 1.0,
         part: Part | None = None,
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """All terms, and the losses of the tasks.
@@ -94,6 +95,7 @@ class LossAggregator:
             lambda_att_dyn: weight of the predicted displacement of attention.
             lambda_gram: weight of the Gram anchoring.
             entropy_weight: reward of using many components over the batch.
+            lambda_open_loop: weight of the frames foretold, where ``outputs`` hold such.
             part: rows of a batch that several processes share.
 
         Returns:
@@ -125,6 +127,10 @@ class LossAggregator:
             + lambda_att_dyn * predictive["attention_dynamics"]
             + predictive["diversity"]
         )
+        if "open_loop" in predictive:
+            losses["total_predictive"] = (
+                losses["total_predictive"] + lambda_open_loop * predictive["open_loop"]
+            )
         return losses, [losses[name] for name in TASKS]
 
     def _gram(self, outputs: dict[str, Any]) -> Tensor:
@@ -151,7 +157,7 @@ class LossAggregator:
         }
 
     def _predictive(self, outputs: dict[str, Any]) -> dict[str, Tensor]:
-        return {
+        found = {
             "attention_kl": attention_kl(
                 outputs["log_attention_bottom_up"], outputs["log_attention_predicted"]
             ),
@@ -163,3 +169,11 @@ class LossAggregator:
             ),
             "diversity": slot_diversity(outputs["attention_maps"]),
         }
+        if "foretold" in outputs:  # in nats a token, as the Perceiver's frames are
+            frames, inside = outputs["foretold"]
+            true = outputs["observations"][:, -frames.shape[1] :]
+            nats = reconstruction(frames, true, 1.0) * inside
+            found["open_loop"] = (
+                nats.sum() / inside.sum().clamp_min(1) / outputs["token_features"].shape[-2]
+            )
+        return found

@@ -255,6 +255,8 @@ def balanced_loss(
         balancer: combines the gradients.
         world: processes over which gradients are averaged first, so that all balance alike.
     """
+    if type(balancer) is Balancer and world == 1:  # one backward pass does
+        return torch.stack(list(losses)).sum()
     wanted = [p for p in parameters if p.requires_grad]
     total = torch.stack([loss.detach() for loss in losses]).sum()
     gradients = task_gradients(losses, wanted)

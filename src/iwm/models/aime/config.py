@@ -74,7 +74,10 @@ class PriorConfig:
     """Of the network that conditions it."""
     alpha_shape: PositiveFloat = 3.0
     alpha_rate: PositiveFloat = 1.0
-    """Gamma prior of the concentration alpha to begin with; both are learned."""
+    """Gamma prior of the concentration alpha to begin with; both are learned. Each stick pays
+    E[log alpha]'s distance from log E[alpha], some 1 / (2 shape) nats a frame."""
+    spread: Weight = 0.1
+    """Deviation of the components' means about their common one, to begin with."""
 
 
 @settings
@@ -92,6 +95,11 @@ class LossConfig:
     lambda_att_dyn: Weight = 0.1
     lambda_gram: Weight = 0.05
     entropy_weight: Weight = 0.1
+    lambda_open_loop: Weight = 0.0
+    """Of the frames that the prior foretells from the window's beginning, a part of the
+    Predictive task; 0, the source document's, leaves it out."""
+    horizon: Positive = 8
+    """Frames of a window, its last, that are so foretold."""
 
 
 @settings

@@ -18,6 +18,7 @@ class Recurrence(nn.Module):
     def __init__(self, config: AIMEConfig) -> None:
         super().__init__()
         hidden, context = config.hidden_dim, config.perceiver_config.context_dim
+        self.action_width = config.action_width
         self.input_dim = config.latent_dim + context + config.action_width
         self.lstm = nn.LSTM(self.input_dim, hidden, config.n_lstm_layers, batch_first=True)
         self.start_hidden = nn.Parameter(torch.zeros(config.n_lstm_layers, hidden))
@@ -28,10 +29,11 @@ class Recurrence(nn.Module):
             nn.SiLU(),
             nn.Linear(2 * context, context),
         )
-        self._initialise(orthogonal=config.use_orthogonal)
+        loud = ((config.latent_dim + context) / max(1, config.action_dim)) ** 0.5
+        self._initialise(loud, orthogonal=config.use_orthogonal)
 
     @torch.no_grad()
-    def _initialise(self, *, orthogonal: bool) -> None:
+    def _initialise(self, loud: float, *, orthogonal: bool) -> None:
         """Each gate's recurrent block orthogonal (the stacked matrix is not), forget bias 1."""
         hidden = self.lstm.hidden_size
         for name, value in self.lstm.named_parameters():
@@ -42,6 +44,9 @@ class Recurrence(nn.Module):
                 value.zero_()
                 if name.startswith("bias_ih"):
                     value[hidden : 2 * hidden] = 1.0  # gates stand in the order i, f, g, o
+            elif name == "weight_ih_l0":
+                # A one-hot is one number among hundreds: it starts as loud as z and c together.
+                value[:, -self.action_width :] *= loud
 
     def start(self, batch: int) -> Cell:
         """The learned start state."""

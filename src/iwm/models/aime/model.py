@@ -11,6 +11,7 @@ with what the frame itself shows would reach it past the KL term, and the bound 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -23,7 +24,7 @@ from iwm.models.aime.attention import AttentionSchema
 from iwm.models.aime.codec import Decoder, Encoder
 from iwm.models.aime.config import AIMEConfig
 from iwm.models.aime.dynamics import Recurrence, shifted
-from iwm.models.aime.imagine import Imagined, State
+from iwm.models.aime.imagine import Imagined, State, foretold, unroll
 from iwm.models.aime.inputs import (
     action_vectors,
     check_actions,
@@ -209,6 +210,9 @@ class DPGMMVariationalRecurrentAutoencoder(nn.Module):
         """
         outputs = self.forward_sequence(observations, actions, dones)
         loss = self.config.loss
+        if loss.lambda_open_loop:
+            vectors = actions.to(outputs["context"])
+            outputs["foretold"] = foretold(self, outputs, vectors, loss.horizon)
         losses, _ = self.aggregator.compute_losses(
             outputs,
             beta=loss.beta if beta is None else beta,
@@ -216,6 +220,7 @@ class DPGMMVariationalRecurrentAutoencoder(nn.Module):
             lambda_att_dyn=loss.lambda_att_dyn,
             lambda_gram=loss.lambda_gram,
             entropy_weight=loss.entropy_weight,
+            lambda_open_loop=loss.lambda_open_loop,
             part=part,
         )
         return losses, outputs
@@ -272,25 +277,11 @@ class DPGMMVariationalRecurrentAutoencoder(nn.Module):
             ModelError: another number of states, or actions of another length.
         """
         check_actions(self.config, actions, len(state.z), None)
-        cell, z, context, maps = (state.hidden, state.cell), state.z, state.context, state.maps
-        steps = []
-        for action in actions.to(z).unbind(1):
-            hidden, cell = self.recurrence.step(torch.cat([z, context, action], dim=-1), cell)
-            mixture = self.prior(hidden, context, how)
-            maps = self.attention.step(maps, hidden, z)
-            z = mixture.draw(how)
-            context = self.recurrence.next_context(hidden, context, z)
-            steps.append((z, hidden, mixture.log_pi, maps))
-        latents, hiddens, log_pi, attention = (
-            torch.stack(x, dim=1) for x in zip(*steps, strict=True)
-        )
-        pictures = None
-        if frames:
-            shape = (len(z), actions.shape[1])
-            pictures = self.decoder(latents.flatten(0, 1), attention.flatten(0, 1))
-            pictures = pictures.clamp(0, 1).unflatten(0, shape)
-        last = State(*cell, z, context, maps)
-        return Imagined(latents, hiddens, log_pi, attention, pictures, last)
+        found = unroll(self, state, actions, how)
+        if not frames:
+            return found
+        pictures = self.decoder(found.z.flatten(0, 1), found.attention_maps.flatten(0, 1))
+        return replace(found, frames=pictures.clamp(0, 1).unflatten(0, found.z.shape[:2]))
 
     def rollout(self, obs: Tensor, actions: Tensor, horizon: int, how: How = "sample") -> Imagined:
         """Watch T frames, then imagine ``horizon`` more.

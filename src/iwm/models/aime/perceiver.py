@@ -55,14 +55,17 @@ class Tokenizer(nn.Module):
             commitment_weight=0.0,
             rotation_trick=False,
         )
+        shades = nn.Conv2d(p.width, 3 * STRIDE**2, 1)
         self.back = nn.Sequential(
             nn.Conv2d(p.token_dim, p.width, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(p.width, 3 * STRIDE**2, 1),
+            shades,
             nn.PixelShuffle(STRIDE),
         )
         for part in (self.embed, self.mix, self.narrow, self.back):
             keep_signal(part)
+        with torch.no_grad():
+            shades.weight.mul_(0.1)  # the first frames are nearly grey
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Frames [F, 3, H, W] -> features and codes [F, N, d], ids [F, N], frames rebuilt."""

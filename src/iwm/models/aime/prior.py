@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from iwm.models.aime.config import AIMEConfig
+from iwm.models.aime.config import AIMEConfig, PriorConfig
 from iwm.objectives.elbo import kumaraswamy_logs, stick_breaking
 
 LOG_VARIANCE = (-10.0, 2.0)
@@ -17,6 +17,11 @@ STICK = (0.1, 20.0)
 """Range of a and b of the sticks: where their KL is known to 4e-4."""
 GAMMA = (0.1, 100.0)
 """Range of shape and rate of the concentration's posterior."""
+
+_QUIET = 0.1
+"""Of a linear layer's usual start: what begins so is nearly a constant."""
+_WIDE = 0.15
+"""Before the bounds: the widest component's log-variance above what all share."""
 
 How = Literal["sample", "mean", "mode"]
 
@@ -65,11 +70,15 @@ class Mixture:
     alpha_shape: Tensor
     alpha_rate: Tensor
 
+    def centre(self) -> Tensor:
+        """The mixture's mean [..., D], with its gradient."""
+        return (self.log_pi.exp().unsqueeze(-1) * self.mean).sum(-2)
+
     @torch.no_grad()
     def draw(self, how: How = "sample") -> Tensor:
         """Latents [..., D]: a sample, the mixture's mean, or its heaviest component's mean."""
         if how == "mean":
-            return (self.log_pi.exp().unsqueeze(-1) * self.mean).sum(-2)
+            return self.centre()
         if how == "mode":
             chosen = self.log_pi.argmax(-1)
         else:
@@ -87,6 +96,9 @@ class DPGMMPrior(nn.Module):
     """p(z_t | h_(t-1), c_(t-1)): sticks v_k ~ Kumaraswamy(a_k, b_k), Gaussian components.
 
     The prior of the sticks is Beta(1, alpha), alpha ~ Gamma; see :mod:`iwm.objectives.elbo`.
+
+    A component's mean and log-variance are what all share plus its own: what can be foretold
+    is learned once, from every frame, and not by each component from the frames that it won.
     """
 
     def __init__(self, config: AIMEConfig) -> None:
@@ -102,21 +114,36 @@ class DPGMMPrior(nn.Module):
             nn.Linear(shape.width, shape.width),
             nn.SiLU(),
         )
-        self.sticks = nn.Linear(shape.width, 2 * (k - 1)) if k > 1 else None
-        self.gaussians = nn.Linear(shape.width, 2 * k * d)
+        self.common = nn.Linear(shape.width, 2 * d)
         self.concentration = nn.Linear(shape.width, 2)
+        # Apart from the generator that all else is drawn from: whatever K is, the rest of the
+        # network starts alike, and two priors can be compared in pairs.
+        with torch.random.fork_rng(devices=[]):
+            self.sticks = nn.Linear(shape.width, 2 * (k - 1)) if k > 1 else None
+            self.own = nn.Linear(shape.width, 2 * k * d) if k > 1 else None
+            self._spread(shape)
         self.log_shape0 = nn.Parameter(torch.tensor(math.log(shape.alpha_shape)))
         self.log_rate0 = nn.Parameter(torch.tensor(math.log(shape.alpha_rate)))
         with torch.no_grad():
-            # Components start apart and sticks near the prior, so that each has its share.
-            self.gaussians.bias[: k * d].normal_()
-            self.gaussians.bias[k * d :].zero_()
-            if self.sticks is not None:
-                self.sticks.bias[: k - 1].fill_(inverse(STICK, 1.0))
-                mean_alpha = shape.alpha_shape / shape.alpha_rate
-                self.sticks.bias[k - 1 :].fill_(inverse(STICK, mean_alpha))
+            self.common.bias.zero_()
+            self.concentration.weight.mul_(_QUIET)
             self.concentration.bias[0] = inverse(GAMMA, shape.alpha_shape)
             self.concentration.bias[1] = inverse(GAMMA, shape.alpha_rate)
+
+    @torch.no_grad()
+    def _spread(self, shape: PriorConfig) -> None:
+        """Components start apart, narrow and wide, and sticks near their prior."""
+        if self.own is None or self.sticks is None:
+            return
+        k, d = self.components, self.latent_dim
+        self.own.weight.mul_(_QUIET)
+        means, widths = self.own.bias[: k * d], self.own.bias[k * d :]
+        means.normal_(0, shape.spread)
+        widths.view(k, d).copy_(torch.linspace(_WIDE, -_WIDE, k).unsqueeze(-1).expand(k, d))
+        self.sticks.weight.mul_(_QUIET)
+        self.sticks.bias[: k - 1].fill_(inverse(STICK, 1.0))
+        mean_alpha = shape.alpha_shape / shape.alpha_rate
+        self.sticks.bias[k - 1 :].fill_(inverse(STICK, mean_alpha))
 
     def forward(self, hidden: Tensor, context: Tensor, how: How = "sample") -> Mixture:
         """The mixture given h [..., H] and c [..., C] of the step before.
@@ -128,14 +155,17 @@ class DPGMMPrior(nn.Module):
         """
         past = torch.cat([self.norm_hidden(hidden), self.norm_context(context)], dim=-1)
         feature = self.trunk(past)
-        mean, raw = full(self.gaussians(feature)).chunk(2, dim=-1)
+        mean, raw = (x.unsqueeze(-2) for x in full(self.common(feature)).chunk(2, dim=-1))
+        if self.own is not None:
+            parts = (*feature.shape[:-1], 2, self.components, self.latent_dim)
+            own_mean, own_raw = full(self.own(feature)).view(parts).unbind(-3)
+            mean, raw = mean + own_mean, raw + own_raw
         a, b = self._sticks(feature)
         shape, rate = within(GAMMA, full(self.concentration(feature))).unbind(-1)
-        parts = (*feature.shape[:-1], self.components, self.latent_dim)
         return Mixture(
             log_pi=stick_breaking(*(_drawn(a, b) if how == "sample" else _expected(a, b))),
-            mean=mean.reshape(parts),
-            log_variance=log_variance(raw).reshape(parts),
+            mean=mean,
+            log_variance=log_variance(raw),
             stick_a=a,
             stick_b=b,
             alpha_shape=shape,

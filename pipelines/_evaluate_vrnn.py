@@ -1,0 +1,85 @@
+"""Evaluation of a variational recurrent world model, as the stage `evaluate` calls it: beside
+the same network with a single Gaussian prior, which was trained alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iwm.config import Params
+from iwm.data.reader import ShardStore
+from iwm.errors import ConfigError
+from iwm.evaluation import aime
+from iwm.evaluation.aime_pictures import draw
+from iwm.evaluation.statistics import Figure
+from iwm.files import write_json
+from pipelines._trained import load_fitting_model
+
+QUANTILES = (0.5, 0.95, 0.99)
+
+
+def measure(
+    phase: str, params: Params, store: ShardStore, folder: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Figures, and lines for the terminal; calibration and pictures go into ``folder``."""
+    config = params.evaluate[phase]
+    twin = config.vrnn.single
+    for name in (phase, twin):
+        if name not in params.train:
+            raise ConfigError(f"evaluate.{phase}: train.{name} is not in params.yaml")
+    model, single = (load_fitting_model(name, params, store).eval() for name in (phase, twin))
+    one, other = params.train[phase], params.train[twin]
+    alike = ("epochs", "batch_size", "window", "recordings", "seed", "optim")
+    if unlike := [name for name in alike if getattr(one, name) != getattr(other, name)]:
+        raise ConfigError(
+            f"evaluate.{phase}: train.{twin}.{unlike[0]} differs from train.{phase}.{unlike[0]}; "
+            f"bounds compare priors only where all else is alike"
+        )
+    held = aime.held_out_windows(
+        store,
+        config.split,
+        window=one.window,
+        recordings=one.recordings,
+        vocabulary=model.vocabulary,
+        count=config.vrnn.windows,
+        batch_size=config.batch_size,
+    )
+    figures = aime.measure(
+        model,
+        single,
+        held,
+        horizon=config.vrnn.horizon,
+        samples=config.vrnn.kl_samples,
+        draws=config.vrnn.draws,
+        resamples=config.bootstrap,
+        seed=config.seed,
+    )
+    surprise = figures.pop("surprise")
+    write_json(
+        folder / "calibration.json",
+        {"kl_z": {str(q): float(np.quantile(surprise, q)) for q in QUANTILES}},
+    )
+    draw(model, held[0], folder, horizon=config.vrnn.horizon, seed=config.seed)
+    return figures, list(_lines(figures))
+
+
+def _lines(figures: dict[str, Any]) -> Iterator[str]:
+    bound, ahead = figures["elbo"], figures["open_loop"]
+    yield (
+        f"held-out ELBO over a single Gaussian prior, nats a frame: {_interval(bound['gain'])} "
+        f"(in the KL of z {_interval(bound['gain_kl_z'])})"
+    )
+    yield f"effective components: {_interval(figures['effective_components'])}"
+    rebuilt = figures["reconstruction"]
+    yield f"reconstructions: {_interval(rebuilt['psnr'])} dB, SSIM {_interval(rebuilt['ssim'])}"
+    yield (
+        f"open loop over copying the last frame, moving pixels, dB: {_interval(ahead['gain'])}; "
+        f"over wrong actions {_interval(ahead['gain_wrong_action'])}"
+    )
+
+
+def _interval(figure: Figure) -> str:
+    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
