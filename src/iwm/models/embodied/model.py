@@ -82,6 +82,9 @@ class WorldModel(nn.Module):
         self.encoder = Encoder(config)
         self.dynamics = Dynamics(config)
         self.readouts = Readouts(config)
+        with torch.no_grad():  # what is encoded is decoded, so far as the widths allow
+            self.readouts.state.weight.copy_(self.encoder.linear.weight.t())
+            self.readouts.state.bias.zero_()
         self.register_buffer("state_mean", torch.zeros(state_dim))
         self.register_buffer("state_std", torch.ones(state_dim))
         self.register_buffer("reward_mean", torch.zeros(()))

@@ -31,10 +31,10 @@ def _steps(
     latents: list[Tensor] = []
     for step in range(noise.size(0)):
         pre = torch.addmm(carry[1], torch.cat([latent, actions[step]], 1), carry[0])
-        parameters = torch.addmm(prior[1], F.silu(pre), prior[0])
+        parameters = torch.addmm(prior[1], F.relu(pre), prior[0])
         sigma = F.softplus(parameters[:, width:]) + min_sigma
         drawn = torch.addcmul(parameters[:, :width], sigma, noise[step])
-        moved = torch.addmm(move[1], F.silu(torch.addmm(pre, drawn, draw)), move[0])
+        moved = torch.addmm(move[1], F.relu(torch.addmm(pre, drawn, draw)), move[0])
         latent = latent + moved
         latents.append(latent)
     return torch.stack(latents, 1)
