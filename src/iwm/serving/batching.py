@@ -1,13 +1,16 @@
-"""Adaptive batching: compute at once when idle, together when busy.
+"""Adaptive batching: compute at once when alone, together when in company.
 
-An idle model starts on the first request without waiting for company. While it works,
-requests queue; when it is free again it takes as many as fit in one batch. Batches so
-grow with the load by themselves, and a lone client pays nothing for them.
+While the model works, requests queue; when it is free again it takes as many as fit in one
+batch. An idle model starts on a lone client's request without waiting for company. Clients that
+were just answered together come back one by one, though: the first of them would start a batch
+of one, and the others would wait for it. So for a moment the model waits for as many as there
+just were, as long as they keep coming. A lone client is a crowd of one: it never waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +20,31 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+LONGEST_WAIT_S = 0.025
+"""Company is waited for no longer than this, nor longer than the last batch took."""
+PAUSE_S = 0.001
+"""If nobody comes for this long, or the share below of the last batch's time, nobody will."""
+PAUSE_SHARE = 0.15
+LONGEST_PAUSE_S = 0.005
+
 
 @dataclass(slots=True)
 class _Job(Generic[Item, Result]):
     key: Hashable
     item: Item
     future: asyncio.Future[Result]
+
+
+@dataclass(frozen=True, slots=True)
+class _Crowd:
+    """What a batch tells of the next one."""
+
+    key: int
+    """Hash of its key: the key itself may hold a model, which must not be kept."""
+    size: int
+    """Jobs in it, and those of its key that waited when it ended."""
+    took_s: float
+    ended: float
 
 
 class Batcher(Generic[Item, Result]):
@@ -32,6 +54,8 @@ class Batcher(Generic[Item, Result]):
         work: computes a batch; returns one result an item, in order. Runs in a thread.
         max_batch: most items of one call.
         name: of the thread.
+        coming: how many items are being prepared and will be submitted in a moment.
+        observe: called with the size of every batch.
 
     Belongs to one event loop. Order is first come, first served by the oldest job;
     younger jobs of the same key ride along. A job whose waiter was cancelled (its client
@@ -43,12 +67,19 @@ class Batcher(Generic[Item, Result]):
         work: Callable[[Hashable, Sequence[Item]], Sequence[Result]],
         max_batch: int,
         name: str = "iwm-model",
+        *,
+        coming: Callable[[], int] = lambda: 0,
+        observe: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._work = work
         self._max_batch = max_batch
+        self._coming, self._observe = coming, observe
         self._queue: deque[_Job[Item, Result]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._runner: asyncio.Task[None] | None = None
+        self._crowd: _Crowd | None = None
+        self._wanted = 0
+        self._gathered: asyncio.Future[None] | None = None
 
     @property
     def waiting(self) -> int:
@@ -65,12 +96,18 @@ class Batcher(Generic[Item, Result]):
         self._queue.append(_Job(key, item, future))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
+        elif self._gathered is not None and len(self._queue) >= self._wanted:
+            _release(self._gathered)
         return await future
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while jobs := self._take():
-            items = [job.item for job in jobs]
+        while self._queue:
+            await self._gather()
+            if not (jobs := self._take()):
+                continue
+            items, started = [job.item for job in jobs], time.perf_counter()
+            self._observe(len(items))
             try:
                 results = await loop.run_in_executor(self._pool, self._work, jobs[0].key, items)
             except Exception as error:
@@ -81,6 +118,40 @@ class Batcher(Generic[Item, Result]):
             for job, result in zip(jobs, results, strict=True):
                 if not job.future.done():
                     job.future.set_result(result)
+            self._remember(jobs[0].key, len(jobs), started)
+            # Nobody can come back before the answers are out: one turn of the loop for those who
+            # wait for them, one for what they write.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    def _remember(self, key: Hashable, count: int, started: float) -> None:
+        ended = time.perf_counter()
+        count += sum(job.key == key for job in self._queue)
+        self._crowd = _Crowd(hash(key), min(count, self._max_batch), ended - started, ended)
+
+    async def _gather(self) -> None:
+        """Wait for those who will come back, as long as they keep coming."""
+        crowd, key = self._crowd, self._queue[0].key
+        now = time.perf_counter()
+        if crowd is None or crowd.key != hash(key):
+            return
+        if now - crowd.ended > crowd.took_s + LONGEST_WAIT_S:
+            return  # that was long ago: nobody is on the way back
+        until = now + min(crowd.took_s, LONGEST_WAIT_S)
+        pause = min(max(PAUSE_S, PAUSE_SHARE * crowd.took_s), LONGEST_PAUSE_S)
+        loop = asyncio.get_running_loop()
+        self._wanted = crowd.size
+        while (count := len(self._queue)) < self._wanted and now < until:
+            if any(job.key != key for job in self._queue):
+                return  # who wants something else need not wait for others' company
+            self._gathered = loop.create_future()
+            timer = loop.call_later(pause, _release, self._gathered)
+            await self._gathered
+            timer.cancel()
+            self._gathered = None
+            if len(self._queue) == count and not self._coming():
+                return
+            now = time.perf_counter()
 
     def _take(self) -> list[_Job[Item, Result]]:
         """The next batch: the oldest live job, and those of its key, up to the bound."""
@@ -102,3 +173,8 @@ class Batcher(Generic[Item, Result]):
             job.future.cancel()
         self._queue.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _release(gathered: asyncio.Future[None]) -> None:
+    if not gathered.done():
+        gathered.set_result(None)

@@ -5,21 +5,43 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Upper bounds in seconds."""
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Upper bounds of latencies, from a request's head to its answer."""
+ITEMS = (1, 2, 4, 8, 16, 32, 64)
+"""Upper bounds of batches."""
 
 
 class Histogram:
-    """Latencies of one call, from the request's head to the answer."""
+    """Counts by size.
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
-        self.sum = 0.0
+    Args:
+        bounds: upper bounds, ascending; beyond the last there is one bucket more.
+    """
 
-    def observe(self, seconds: float) -> None:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
         """Count one."""
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
-        self.sum += seconds
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def lines(self, name: str, labels: str = "") -> Iterator[str]:
+        """Prometheus' lines.
+
+        Args:
+            name: of the metric.
+            labels: ``key="value",`` or nothing.
+        """
+        below = 0
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+            below += count
+            yield f'{name}_bucket{{{labels}le="{bound}"}} {below}'
+        alone = f"{{{labels.rstrip(',')}}}" if labels else ""
+        yield f"{name}_sum{alone} {self._sum:.6f}"
+        yield f"{name}_count{alone} {below}"
 
 
 class Metrics:
@@ -31,7 +53,9 @@ class Metrics:
         self.served = dict.fromkeys(calls, 0)
         """Calls answered 200."""
         self._answers: dict[tuple[str, int], int] = {}
-        self._latency = {call: Histogram() for call in calls}
+        self._latency = {call: Histogram(SECONDS) for call in calls}
+        self.batches = Histogram(ITEMS)
+        """Requests that the model computed together."""
         self.reloads = 0
 
     def observe(self, call: str, status: int, seconds: float) -> None:
@@ -57,12 +81,10 @@ class Metrics:
         yield "# HELP iwm_latency_seconds From head to answer, of calls answered 200."
         yield "# TYPE iwm_latency_seconds histogram"
         for call, histogram in self._latency.items():
-            below = 0
-            for bound, count in zip((*BUCKETS, "+Inf"), histogram.counts, strict=True):
-                below += count
-                yield f'iwm_latency_seconds_bucket{{call="{call}",le="{bound}"}} {below}'
-            yield f'iwm_latency_seconds_sum{{call="{call}"}} {histogram.sum:.6f}'
-            yield f'iwm_latency_seconds_count{{call="{call}"}} {below}'
+            yield from histogram.lines("iwm_latency_seconds", f'call="{call}",')
+        yield "# HELP iwm_batch_items Requests that the model computed together."
+        yield "# TYPE iwm_batch_items histogram"
+        yield from self.batches.lines("iwm_batch_items")
         yield "# HELP iwm_reloads_total Times that a newer champion took over."
         yield "# TYPE iwm_reloads_total counter"
         yield f"iwm_reloads_total {self.reloads}"

@@ -62,14 +62,20 @@ class Runtime:
         self.reason = "no model folder is set (IWM_MODEL_PATH)"
         self.device = str(engine.device) if engine else config.device
         self.admission = Admission(config.limits)
-        self.batcher: Batcher[Any, Any] = Batcher(self._compute, config.limits.max_batch)
+        self.metrics = Metrics(CALLS)
+        self._decoding = 0
+        self.batcher: Batcher[Any, Any] = Batcher(
+            self._compute,
+            config.limits.max_batch,
+            coming=lambda: self._decoding,
+            observe=self.metrics.batches.observe,
+        )
         # A search takes as long as a hundred predictions: it has a thread of its own, so that
         # those who encode meanwhile need not wait for its end.
         self.planner: Batcher[PlanJob, Planned] = Batcher(_plan, 1, "iwm-plan")
         # Decoding releases the GIL; two threads keep ahead of the model on small machines.
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="iwm-decode")
         self.started = time.monotonic()
-        self.metrics = Metrics(CALLS)
 
     def load(self) -> None:
         """Load the models; what cannot be loaded leaves the service up, saying why.
@@ -124,10 +130,13 @@ class Runtime:
         """
         prepare, limit = engine.preprocess.decode, self.config.limits.max_pixels
         loop = asyncio.get_running_loop()
+        self._decoding += 1
         try:
             return await loop.run_in_executor(self.decoders, prepare, data, limit)
         except DataError as error:
             raise RequestError(422, f"{field}: {error}") from None
+        finally:
+            self._decoding -= 1
 
     async def encode(self, engine: Engine, pixels: Any) -> tuple[Floats, Floats]:
         """``z_cls [D]`` and ``z_patches [N, D]`` of pixels."""

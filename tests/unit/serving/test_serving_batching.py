@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import weakref
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iwm.serving import batching
 from iwm.serving.batching import Batcher
 
 
@@ -69,3 +74,118 @@ def test_closing_cancels_who_waits() -> None:
             await waiting
 
     asyncio.run(scenario())
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    clients=st.lists(
+        st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3)), min_size=1, max_size=5),
+        min_size=1,
+        max_size=8,
+    ),
+    max_batch=st.integers(1, 8),
+    coming=st.integers(0, 1),
+)
+def test_clients_that_come_back_get_their_own_results(
+    clients: list[list[tuple[str, int]]], max_batch: int, coming: int
+) -> None:
+    def work(_: Hashable, items: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        time.sleep(0.001)
+        return list(items)
+
+    async def client(batcher: Batcher[Any, Any], number: int) -> None:
+        for turn, (key, pause) in enumerate(clients[number]):
+            assert await batcher.submit(key, (number, turn)) == (number, turn)
+            await asyncio.sleep(pause / 1000)
+
+    async def scenario() -> None:
+        batcher: Batcher[Any, Any] = Batcher(work, max_batch, coming=lambda: coming)
+        try:
+            await asyncio.gather(*(client(batcher, number) for number in range(len(clients))))
+        finally:
+            batcher.close()
+
+    asyncio.run(scenario())
+
+
+def closed_loop(clients: int, turns: int, keys: str = "a", pause_s: float = 0.0) -> list[int]:
+    """Sizes of the batches of clients that ask again as soon as they are answered."""
+    sizes: list[int] = []
+
+    def work(_: Hashable, items: Sequence[int]) -> Sequence[int]:
+        time.sleep(0.005)
+        return items
+
+    async def client(batcher: Batcher[int, int], number: int) -> None:
+        for _ in range(turns):
+            await batcher.submit(keys[number % len(keys)], number)
+            await asyncio.sleep(pause_s)
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(work, 16, observe=sizes.append)
+        await asyncio.gather(*(client(batcher, number) for number in range(clients)))
+        batcher.close()
+
+    asyncio.run(scenario())
+    return sizes
+
+
+def test_a_crowd_that_was_answered_together_is_computed_together_again() -> None:
+    sizes = closed_loop(8, 10)
+    assert sum(sizes) == 80
+    assert sizes.count(8) >= 8
+
+
+def test_a_lone_client_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    release = batching._release
+
+    def counted(gathered: asyncio.Future[None]) -> None:
+        waits.append(1)
+        release(gathered)
+
+    monkeypatch.setattr(batching, "_release", counted)
+    assert closed_loop(1, 5, pause_s=0.01) == [1] * 5
+    assert not waits
+
+
+def test_a_crowd_that_leaves_is_waited_for_once() -> None:
+    sizes: list[int] = []
+
+    def work(_: Hashable, items: Sequence[int]) -> Sequence[int]:
+        time.sleep(0.01)
+        return items
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(work, 16, observe=sizes.append)
+        await asyncio.gather(*(batcher.submit("a", number) for number in range(8)))
+        for _ in range(3):
+            await batcher.submit("a", 0)
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert sizes == [8, 1, 1, 1]
+
+
+def test_who_wants_something_else_ends_the_wait() -> None:
+    sizes = closed_loop(6, 5, keys="ab")
+    assert sum(sizes) == 30
+    assert max(sizes) <= 3
+
+
+def test_a_batch_holds_no_key_after_its_end() -> None:
+    class Key:
+        """Stands for a model."""
+
+    async def scenario() -> Any:
+        batcher: Batcher[int, int] = Batcher(lambda _, items: items, 4)
+        key = Key()
+        gone = weakref.ref(key)
+        await batcher.submit(key, 1)
+        del key
+        await asyncio.sleep(0.01)
+        gc.collect()
+        batcher.close()
+        return gone()
+
+    assert asyncio.run(scenario()) is None
