@@ -137,3 +137,24 @@ def test_what_is_missing_or_does_not_fit_is_one_line(checkout: Path) -> None:
     refused("train", "depht")
     shutil.rmtree(checkout / "artifacts/shards")
     refused("train", "shards")
+
+
+@pytest.mark.slow
+def test_one_command_trains_in_several_processes(checkout: Path) -> None:
+    """The stage starts torchrun itself, as a flow that spreads it over cards asks it to."""
+    path = checkout / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["train"]["core"]["model"]["predictor"]["dropout"] = 0.0  # drawn apart in each process
+    path.write_text(yaml.safe_dump(params))
+    alone = stage(checkout, "train")
+    assert alone.returncode == 0, alone.stderr
+    (checkout / "artifacts/models/core").rename(checkout / "alone")
+    spread = stage(checkout, "train", IWM_PROCESSES="2")
+    assert spread.returncode == 0, spread.stderr
+    assert spread.stdout.count("train core: done, 12 steps") == 1
+    one, two = (
+        json.loads((folder / "training.json").read_text())["metrics"]["loss"]
+        for folder in (checkout / "alone", checkout / "artifacts/models/core")
+    )
+    assert two == pytest.approx(one, abs=1e-3)
+    assert "Invalid value" in stage(checkout, "train", IWM_PROCESSES="0").stderr
