@@ -133,7 +133,9 @@ class IntentionCompressor:
             NotJson: not JSON.
             DataError: JSON that is no intention.
         """
-        if not isinstance(message, str) or len(message) > MAX_BYTES or _size(message) > MAX_BYTES:
+        if not isinstance(message, str):
+            raise NotJson("intention: expected text")
+        if len(message) > MAX_BYTES or _size(message) > MAX_BYTES:
             raise TooLong(f"intention: expected text of at most {MAX_BYTES} bytes")
         return self._remembered(message)
 
