@@ -17,6 +17,10 @@ from pipelines._stage import EVALUATION, MODELS, REPORTS, SHARDS, run, share_pro
 EVALUATIONS = {
     "iwm": "pipelines._evaluate_image",
     "action": "pipelines._evaluate_action",
+    "embodied": "pipelines._evaluate_embodied",
+    "vqvae": "pipelines._evaluate_vqvae",
+    "vqvae-dynamics": "pipelines._evaluate_token_dynamics",
+    "vrnn": "pipelines._evaluate_vrnn",
 }
 COMPARISON = "pipelines._evaluate_dual"
 """The same for an entry with ``streams``: two phases side by side."""

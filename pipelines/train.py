@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from pipelines._stage import MODELS, SHARDS, run, share_processors
+
+if TYPE_CHECKING:
+    from iwm.training.trainer import Summary
 
 ACTING = ("action", "vqvae-dynamics", "vrnn")
 """Models that are told the game's actions by name."""
@@ -41,6 +44,11 @@ def train(
     if processes > 1 and "RANK" not in os.environ:
         spread(phase, processes)
     share_processors()
+    if config.trajectories is not None:
+        from pipelines._train_trajectories import train_trajectories
+
+        _tell(phase, train_trajectories(phase, params))
+        return
     import torch
 
     from iwm.data.loader import Loader
@@ -131,13 +139,19 @@ def train(
             }
 
         summary = trainer.fit(record)
-        if place.first:
-            state = "already done" if summary.already_done else "done"
-            loss = summary.metrics.get("loss", float("nan"))
-            typer.echo(
-                f"train {phase}: {state}, {summary.steps} steps, loss {loss:.4f}, "
-                f"{summary.samples_per_second:,.0f} samples/s"
-            )
+        _tell(phase, summary if place.first else None)
+
+
+def _tell(phase: str, summary: Summary | None) -> None:
+    """Say how training went, in the process that has a summary."""
+    if summary is None:
+        return
+    state = "already done" if summary.already_done else "done"
+    loss = summary.metrics.get("loss", float("nan"))
+    typer.echo(
+        f"train {phase}: {state}, {summary.steps} steps, loss {loss:.4f}, "
+        f"{summary.samples_per_second:,.0f} samples/s"
+    )
 
 
 def spread(phase: str, processes: int) -> NoReturn:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from iwm.data.config import ShardConfig, ValidateConfig
+from iwm.data.config import ShardConfig, TrajectoryPlan, ValidateConfig
 from iwm.errors import ConfigError
 from iwm.evaluation.config import EvaluateConfig, Rule
 from iwm.evaluation.control_config import ControlConfig
@@ -73,9 +73,9 @@ class PackageConfig:
     name: str = "iwm"
     phase: str = "core"
     """Whose champion answers."""
-    also: tuple[str, ...] = ("invariant", "equivariant", "core")
+    also: tuple[str, ...] = ("invariant", "equivariant", "core", "vqvae-dynamics")
     """Whose champions are packed beside it, where they have one: the streams of /encode_dual,
-    and what ``IWM_MODEL_VARIANT`` may choose."""
+    what ``IWM_MODEL_VARIANT`` may choose, and what /reconstruct and /dream answer with."""
     max_mb: Annotated[int, Field(gt=0)] = 4096
     """Most megabytes that the models may hold together."""
     port: Annotated[int, Field(gt=0, lt=65536)] = 8001
@@ -96,6 +96,7 @@ class Params:
     evaluate: dict[str, EvaluateConfig]
     gate: dict[str, tuple[Rule, ...]]
     control: dict[str, ControlConfig] = field(default_factory=dict)
+    trajectories: dict[str, TrajectoryPlan] = field(default_factory=dict)
     register: RegisterConfig = RegisterConfig()
     package: PackageConfig = PackageConfig()
 

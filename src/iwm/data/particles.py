@@ -1,7 +1,7 @@
 """A small world of particles: vectors with inertia, bounces and pushes, and no pictures.
 
 A driven body glides in a box under the force of its actions; free bodies glide without
-friction. Walls are springs, so that a bounce takes a few steps; the driven body pushes the
+friction. Walls are springs, so that a bounce takes some eight steps; the driven body pushes the
 free ones away when it comes near. The reward is how near it is to the first free body. Every
 number is known, whole batches of episodes run at once, and the same seed gives the same bytes.
 
@@ -26,9 +26,9 @@ STEP_S = 0.1
 ACTION_DIM = 2
 _SUBSTEPS = 4
 _FORCE, _DRAG = 3.0, 1.2  # of the driven body: at most 2.5 half boxes a second
-_WALL = 100.0  # per second squared: a bounce takes some three steps
-_MARGIN = 0.1  # the springs begin before the wall
-_PUSH, _REACH = 1.5, 0.3  # largest acceleration of a free body, and the width of its Gaussian
+_WALL = 15.0  # per second squared: a bounce takes some eight steps
+_MARGIN = 0.4  # the springs begin before the wall
+_PUSH, _REACH = 0.8, 0.3  # largest acceleration of a free body, and the width of its Gaussian
 _SPEED = (0.3, 0.9)  # of free bodies at the start
 
 
@@ -52,7 +52,8 @@ class Particles:
     def states(self) -> npt.NDArray[np.float32]:
         """[E, 4 bodies]: of each body x, y, vx, vy."""
         values = np.concatenate([self.place, self.speed], -1)
-        return values.reshape(len(values), -1).astype(np.float32)
+        states: npt.NDArray[np.float32] = values.reshape(len(values), -1).astype(np.float32)
+        return states
 
     def step(self, action: Floats) -> npt.NDArray[np.float32]:
         """Move on by :data:`STEP_S` under forces [E, 2] in [-1, 1]; returns rewards [E]."""
@@ -67,7 +68,8 @@ class Particles:
             self.speed += pull * (STEP_S / _SUBSTEPS)
             self.place += self.speed * (STEP_S / _SUBSTEPS)
         away = np.linalg.norm(self.place[:, 1] - self.place[:, 0], axis=-1)
-        return (-away).astype(np.float32)
+        rewards: npt.NDArray[np.float32] = (-away).astype(np.float32)
+        return rewards
 
 
 def state_names(bodies: int) -> tuple[str, ...]:

@@ -73,6 +73,22 @@ class DreamEvaluateConfig:
 
 
 @settings
+class TrajectoryEvaluateConfig:
+    """What a world model on vector states is measured on."""
+
+    horizon: Annotated[int, Field(gt=0)] = 50
+    """Steps foretold from each start."""
+    stride: Annotated[int, Field(gt=0)] = 12
+    """States from one start of an episode to the next."""
+    starts: Annotated[int, Field(gt=1)] = 2048
+    """Starts, at most, spread evenly over the held-out episodes."""
+    bound: Annotated[float, Field(gt=0)] = 0.25
+    """Largest RMSE, in standard deviations of the states, that counts as right."""
+    report: tuple[int, ...] = (1, 5, 10, 25, 50)
+    """Steps at which figures are also reported alone."""
+
+
+@settings
 class EvaluateConfig:
     """How a trained model is measured on held-out episodes."""
 
@@ -102,6 +118,8 @@ class EvaluateConfig:
     """Generative models of play alone."""
     vrnn: VRNNEvaluateConfig = VRNNEvaluateConfig()
     """The variational recurrent model alone."""
+    trajectories: TrajectoryEvaluateConfig = TrajectoryEvaluateConfig()
+    """World models on vector states alone."""
 
     def __post_init__(self) -> None:
         """Refuse more queries than there are members."""

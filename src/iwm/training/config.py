@@ -45,6 +45,8 @@ class TrainConfig:
     """Successive frames of one episode that make a window."""
     recordings: tuple[str, ...] | None = None
     """Train on these only; ``null``: on all."""
+    trajectories: str | None = None
+    """A set of vectors under ``trajectories`` to train on; ``null``: the shards."""
     seed: int = 0
     device: str = "auto"
     """``auto`` takes the first accelerator there is, else the CPU."""

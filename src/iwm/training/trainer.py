@@ -56,6 +56,7 @@ _LEARNING = (
     "data/loader.py",
     "data/masking.py",
     "data/reader.py",
+    "data/trajectories.py",
     "models/**/*.py",
     "objectives/**/*.py",
     "training/**/*.py",

@@ -64,14 +64,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.linear = nn.Linear(config.state_dim, config.latent_dim)
         self.more = mlp(config.state_dim, config.hidden_dim, config.latent_dim)
-        with torch.no_grad():
-            nn.init.orthogonal_(self.linear.weight)
-            self.linear.bias.zero_()
-            self.more[-1].weight.mul_(0.1)
+        nn.init.orthogonal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: Tensor) -> Tensor:
         """Latents of states."""
-        latents: Tensor = self.linear(states) + self.more(states)
+        latents: Tensor = self.linear(states) + 0.1 * self.more(states)
         return latents
 
 
