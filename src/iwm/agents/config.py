@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr
 
@@ -86,13 +86,17 @@ def reasoner_config(environ: Mapping[str, str] = os.environ) -> ReasonerConfig |
     Raises:
         ConfigError: a variable holds what its setting cannot be, or the model is not named.
     """
-    values = {
+    values: dict[str, Any] = {
         name: environ[variable]
         for variable, name in _REASONER_VARIABLES.items()
         if environ.get(variable)
     }
     if "base_url" not in values:
         return None
+    # What is wrong is quoted: the key must be hidden before anything can be.
+    values["key"] = SecretStr(values.get("key", ""))
+    if "model" not in values:
+        raise ConfigError("IWM_REASONER_MODEL: expected the name of a model")
     return parse(ReasonerConfig, values, "reasoner")
 
 
