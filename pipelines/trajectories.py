@@ -68,6 +68,8 @@ def _latents(params: Params, plan: TrajectoryPlan) -> tuple[list[Episode], dict[
     from pipelines._trained import load_fitting_model
 
     store = ShardStore(SHARDS)
+    trained = params.train.get(plan.phase)
+    recordings = plan.recordings or (trained.recordings if trained else None)
     model = load_fitting_model(plan.phase, params, store).eval()
     if not getattr(model, "vocabulary", ()):
         raise ConfigError(f"trajectories: {plan.phase} names no actions; its play has none to use")
@@ -78,7 +80,7 @@ def _latents(params: Params, plan: TrajectoryPlan) -> tuple[list[Episode], dict[
             ("val", plan.frames // 8),
             ("test", plan.frames // 8),
         )
-        for episode in encode_episodes(store, split, model, frames, plan.recordings)
+        for episode in encode_episodes(store, split, model, frames, recordings)
     ]
     return episodes, {"vocabulary": model.vocabulary}
 

@@ -122,7 +122,8 @@ class TrajectoryPlan:
     phase: str = "action"
     """The trained model that encodes, under ``latents``."""
     recordings: tuple[str, ...] | None = None
-    """Only these, under ``truth`` and ``latents``; ``null``: all that fit."""
+    """Only these, under ``truth`` and ``latents``; ``null``: all with a truth table, or those
+    that the encoder was trained on."""
     frames: Positive = 20000
     """Most frames of the training split to encode; held-out splits get an eighth of it each."""
     split: SplitConfig = SplitConfig()

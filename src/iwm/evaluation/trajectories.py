@@ -156,6 +156,8 @@ def figures(
         "rmse_at": {
             name: {arm: figure(found.rmse[arm][:, k]) for arm in ARMS} for name, k in at.items()
         },
+        # Of the states' variance, over all steps: 1 is perfect, 0 is foretelling the mean.
+        "explained": {arm: figure(1 - np.square(found.rmse[arm])) for arm in ARMS},
         # Of the same starts: where these lie above 0 the model is better than the arm.
         "margin": {
             arm: figure(found.rmse[arm] - found.rmse["model"]) for arm in ARMS if arm != "model"
