@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,13 @@ def measure(
     return evaluation.metrics, [*lines, f"effective rank: {rank:.1f} of {model.latent_dim}"]
 
 
-def frames(store: ShardStore, split: str, count: int, seed: int) -> Frames:
+def frames(
+    store: ShardStore,
+    split: str,
+    count: int,
+    seed: int,
+    recordings: Sequence[str] | None = None,
+) -> Frames:
     """Up to ``count`` frames of a split, spread evenly over its episodes.
 
     Args:
@@ -51,8 +58,9 @@ def frames(store: ShardStore, split: str, count: int, seed: int) -> Frames:
         split: which part.
         count: frames wanted.
         seed: of the choice.
+        recordings: only these; all when None.
     """
-    rows = store.rows(split)
+    rows = store.rows(split, recordings)
     recording = store.recording_ids[rows].astype(np.int64)
     episode = (recording << 32) + store.table["episode"].to_numpy()[rows]
     generator = np.random.default_rng(seed)

@@ -1,7 +1,8 @@
 """The registered model as MLflow loads it: code by name, weights by safetensors, no pickle.
 
 ``mlflow.pyfunc.load_model("models:/iwm@champion").predict(images)`` takes uint8 images
-``[B, H, W, 3]`` of any size and returns ``z_cls``, float32 ``[B, D]``.
+``[B, H, W, 3]`` of any size and returns ``z_cls``, float32 ``[B, D]``; a tokenizer, and dynamics
+in tokens, return the images as they come back from their tokens, uint8 ``[B, h, w, 3]``.
 """
 
 from __future__ import annotations
@@ -10,29 +11,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 
-class Encoder(PythonModel):
-    """The encoder of a released model folder."""
+class Released(PythonModel):
+    """A released model folder."""
 
     def load_context(self, context: Any) -> None:
         """Load the weights that lie among the artifacts."""
+        from iwm.models.registry import load_model
+        from iwm.models.saving import read_config
+
+        folder = Path(context.artifacts["model"])
+        self.tokenizer: Any = None
+        if read_config(folder).get("model") in ("vqvae", "vqvae-dynamics"):
+            model = load_model(folder)
+            self.tokenizer = getattr(model, "tokenizer", model)
+            return
         from iwm.serving.engine import Engine
 
-        self.engine = Engine.load(Path(context.artifacts["model"]))
+        self.engine = Engine.load(folder)
 
     def predict(
         self,
         context: Any,  # noqa: ARG002 - MLflow's signature
         model_input: np.ndarray,  # MLflow knows the bare class only
         params: dict[str, Any] | None = None,  # noqa: ARG002
-    ) -> npt.NDArray[np.float32]:
-        """Latents of images."""
-        fitted = [self.engine.preprocess(image) for image in np.asarray(model_input, np.uint8)]
-        return self.engine.encode(np.stack(fitted)).z_cls
+    ) -> np.ndarray[Any, Any]:
+        """Latents of images, or images through their tokens."""
+        images = np.asarray(model_input, np.uint8)
+        if self.tokenizer is None:
+            fitted = [self.engine.preprocess(image) for image in images]
+            return self.engine.encode(np.stack(fitted)).z_cls
+        import torch
+
+        from iwm.serving.preprocess import Preprocess
+
+        fit = Preprocess.of_model(self.tokenizer)
+        fitted = [fit(image) for image in images]
+        rebuilt: np.ndarray[Any, Any] = self.tokenizer.reconstruct(
+            torch.from_numpy(np.stack(fitted))
+        ).numpy()
+        return rebuilt
 
 
-set_model(Encoder())
+set_model(Released())

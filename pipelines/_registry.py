@@ -31,6 +31,24 @@ GATE_FILE, METRICS_FILE = "gate.json", "metrics.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
+UNCALIBRATED = ("vqvae", "vqvae-dynamics")
+"""Models that give pictures: there is no confidence to calibrate."""
+TOKENIZER = "tokenizer"
+"""Subfolder of token dynamics that holds their tokenizer."""
+
+
+def model_name(folder: Path) -> str:
+    """The name under which a model folder's model stands in ``iwm.models.registry``."""
+    from iwm.models.saving import read_config
+
+    return str(read_config(folder).get("model"))
+
+
+def calibrated(folder: Path) -> bool:
+    """Whether a model is of a kind that needs a calibration."""
+    return model_name(folder) not in UNCALIBRATED
+
+
 def registered_name(base: str, phase: str) -> str:
     """Name in the registry: the base for core, ``<base>-<phase>`` for every other."""
     return base if phase == "core" else f"{base}-{phase}"
@@ -49,7 +67,8 @@ class Evidence:
     phase: str
     folder: Path
     weights_sha256: str
-    calibration: Path
+    calibration: Path | None
+    """Absent for models whose outputs need none."""
     gate: dict[str, Any]
     metrics: dict[str, Any]
     training: dict[str, Any]
@@ -58,7 +77,8 @@ class Evidence:
     def digest(self) -> str:
         """Of weights, calibration, gate and metrics together."""
         text = json.dumps([self.gate, self.metrics], sort_keys=True)
-        parts = [self.weights_sha256, sha256(self.calibration), text]
+        calibration = "" if self.calibration is None else sha256(self.calibration)
+        parts = [self.weights_sha256, calibration, text]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -118,13 +138,14 @@ def collect(phase: str) -> Evidence:
     gate = _report(gate_path, f"gate@{phase}")
     check_gate(gate, digest, str(gate_path))
     calibration = EVALUATION / phase / "calibration.json"
-    _report(calibration, f"evaluate@{phase}")
+    if calibrated(folder):
+        _report(calibration, f"evaluate@{phase}")
     training = folder / "training.json"
     return Evidence(
         phase=phase,
         folder=folder,
         weights_sha256=digest,
-        calibration=calibration,
+        calibration=calibration if calibration.is_file() else None,
         gate=gate,
         metrics=_report(REPORTS / "metrics" / f"{phase}.json", f"evaluate@{phase}"),
         training=_report(training, f"train@{phase}") if training.exists() else {},
@@ -161,7 +182,10 @@ def write_model_folder(evidence: Evidence, name: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     for file in ("config.json", WEIGHTS_FILE):
         shutil.copy2(evidence.folder / file, folder / file)
-    shutil.copy2(evidence.calibration, folder / "calibration.json")
+    if evidence.calibration is not None:
+        shutil.copy2(evidence.calibration, folder / "calibration.json")
+    if (evidence.folder / TOKENIZER).is_dir():
+        shutil.copytree(evidence.folder / TOKENIZER, folder / TOKENIZER)
     write_json(folder / GATE_FILE, evidence.gate)
     write_json(folder / METRICS_FILE, evidence.metrics)
     write_json(folder / "card.json", card(evidence, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from iwm.config import Params
@@ -20,10 +21,21 @@ def load_fitting_model(phase: str, params: Params, store: ShardStore) -> Any:
     """
     folder = MODELS / phase
     model = load_model(folder)
+    check_fits(model, folder, store)
+    return model.to(choose_device(params.train[phase].device if phase in params.train else "auto"))
+
+
+def check_fits(model: Any, folder: Path, store: ShardStore) -> None:
+    """Refuse a model that takes images of another size than the shards hold.
+
+    Raises:
+        ModelError: it does.
+    """
     size = tuple(store.image_shape[:2])
-    if tuple(model.config.image_size) != size:
+    # Token dynamics take what their tokenizer takes.
+    config = getattr(model.config, "tokenizer", model.config)
+    if tuple(config.image_size) != size:
         raise ModelError(
-            f"{folder} takes images of {tuple(model.config.image_size)}, the shards in {SHARDS} "
+            f"{folder} takes images of {tuple(config.image_size)}, the shards in {SHARDS} "
             f"hold {size} (height, width); train again or shard again"
         )
-    return model.to(choose_device(params.train[phase].device if phase in params.train else "auto"))

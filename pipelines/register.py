@@ -70,9 +70,11 @@ def _log(client: Any, evidence: Evidence, config: RegisterConfig, name: str) -> 
     from pipelines import _registry
     from pipelines._mlflow import experiment_id
 
+    pictures = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))
+    latents = TensorSpec(np.dtype("float32"), (-1, -1))
+    generative = _registry.model_name(evidence.folder) in _registry.UNCALIBRATED
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1))]),
+        inputs=Schema([pictures]), outputs=Schema([pictures if generative else latents])
     )
     run_id = _run_id(client, evidence)
     opened = (

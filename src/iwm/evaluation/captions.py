@@ -51,6 +51,34 @@ CAPTIONS: dict[str, str] = {
         "Which component of the prior explains each frame. Several colours should share the "
         "picture, and change where the scene does."
     ),
+    "tokens": (
+        "Each row: a held-out frame, what comes back from its tokens, and what JPEG makes of it in "
+        "the same bits; beside each, where it is off. Walls and things should stand where they "
+        "stood; the tokens' error map should be the darker one."
+    ),
+    "psnr": (
+        "How near held-out frames come back, over all of them. The tokens should lie to the right "
+        "of JPEG at the same bits."
+    ),
+    "codes": (
+        "How often each code is used. The curve should reach far to the right before it falls: "
+        "codes that nothing uses cost bits and say nothing."
+    ),
+    "dreams": (
+        "What came, and what was imagined from one frame and from several under the same actions. "
+        "Turns and steps should come as they came; far ahead, rooms that were never seen need not."
+    ),
+    "actions": (
+        "The same start under the actions that were taken and under random ones. The first should "
+        "follow the true row; the second should not, but stay a picture of the game."
+    ),
+    "drift": (
+        "PSNR of imagined frames, step by step, beside the last frame shown and beside an "
+        "unrelated frame of the game. The model should lie above both, and level out."
+    ),
+    "gains": (
+        "The paired difference to the last frame shown. It should lie above 0 at every step."
+    ),
     "loss": (
         "The course of training. The total falls; the effective rank stays well above 1 and no "
         "dimension's deviation falls to 0: the latents have not collapsed."

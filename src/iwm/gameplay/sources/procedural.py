@@ -200,15 +200,28 @@ class SpriteWorld:
         owner = np.full(frame.shape[:2], -1, np.int32)
         for sprite in reversed(self._sprites):  # the player last, on top
             x, y, size = sprite.x // _UNIT, sprite.y // _UNIT, sprite.size
-            mask = _mask(sprite.shape, size)
-            frame[y : y + size, x : x + size][mask] = sprite.colour
+            picture, mask = self._appearance(sprite)
+            frame[y : y + size, x : x + size][mask] = picture[mask]
             owner[y : y + size, x : x + size][mask] = sprite.number
-            if sprite.number == 0:
-                rim = np.ones((size, size), np.bool_)
-                rim[self._scale : -self._scale, self._scale : -self._scale] = False
-                frame[y : y + size, x : x + size][rim] = 255
         self._owner = owner
         return frame
+
+    def _appearance(self, sprite: _Sprite) -> tuple[Frame, npt.NDArray[np.bool_]]:
+        """A sprite's own picture [size, size, 3], and the pixels of it that it covers."""
+        picture = np.broadcast_to(sprite.colour, (sprite.size, sprite.size, 3)).copy()
+        if sprite.number == 0:
+            rim = np.ones((sprite.size, sprite.size), np.bool_)
+            rim[self._scale : -self._scale, self._scale : -self._scale] = False
+            picture[rim] = 255
+        return picture, _mask(sprite.shape, sprite.size)
+
+    def layers(self) -> tuple[Frame, dict[int, tuple[Frame, npt.NDArray[np.bool_]]]]:
+        """What the present frame is drawn from: the background, and by number every sprite's own
+        picture [size, size, 3] with the pixels of it that it covers.
+        """
+        return self._background, {
+            sprite.number: self._appearance(sprite) for sprite in self._sprites
+        }
 
     def truth(self) -> dict[str, Any]:
         """The row of :data:`TRUTH_SCHEMA` for the frame last drawn, without ``frame``."""

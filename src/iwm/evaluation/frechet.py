@@ -1,0 +1,50 @@
+"""Frechet distance between sets of pictures, on a frozen encoder of ours.
+
+Inception's weights cannot be had offline, and its features know photographs, not games. Ours
+come from the image world model that the same run trained on the same games; the numbers compare
+models of one run, not of different papers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iwm.evaluation.latents import Encode
+
+Array = np.ndarray[Any, Any]
+
+
+class _Features(nn.Module):
+    """An encoder in the form that torchmetrics asks for."""
+
+    def __init__(self, encode: Encode, width: int) -> None:
+        super().__init__()
+        self.encode, self.num_features = encode, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> [N, width]."""
+        return self.encode(images)
+
+
+def frechet_distance(made: Tensor, true: Tensor, encode: Encode) -> float:
+    """Frechet distance (Heusel et al. 2017) between the features of two sets of pictures.
+
+    Args:
+        made: uint8 [N, H, W, 3].
+        true: uint8 [M, H, W, 3].
+        encode: uint8 [N, 3, H, W] -> float [N, D]; the sets should be larger than D.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    # Channels first, and once to the size that the features have.
+    width = encode(true[:1].permute(0, 3, 1, 2)).shape[1]
+    measure = FrechetInceptionDistance(feature=_Features(encode, width))
+    for pictures, real in ((made, False), (true, True)):
+        for some in torch.split(pictures, 256):
+            measure.update(some.permute(0, 3, 1, 2).contiguous(), real=real)
+    with torch.no_grad():
+        return float(measure.compute())

@@ -1,0 +1,171 @@
+"""What a generative model of play imagines, beside what came: milestones 2 and 3.
+
+Every figure stands beside that of the last frame shown, which in games is a strong guess, and
+differences are paired: the same window, the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iwm.evaluation import pixels
+from iwm.evaluation.frechet import frechet_distance
+from iwm.evaluation.latents import Encode
+from iwm.evaluation.sequences import Dreamer, Imagined, Windows
+from iwm.evaluation.statistics import Figure, bootstrap_mean, constant
+
+Array = np.ndarray[Any, Any]
+Figures = dict[str, Any]
+
+DRIFT_SPAN = 10
+"""Drift is what PSNR loses from the frames of one such span to those of the next, the last."""
+
+
+def paired(
+    arms: dict[str, Array], episodes: Array, *, against: Sequence[str], **boot: int
+) -> dict[str, Figure]:
+    """Each arm's mean and the paired differences ``model`` minus others as ``gain_<other>``.
+
+    Args:
+        arms: name -> [N] values; where one is NaN (too few pixels), the sample is left out.
+        episodes: [N] labels.
+        against: the arms that ``model`` is compared with.
+        boot: ``resamples`` and ``seed``.
+    """
+    whole = np.isfinite(np.stack(list(arms.values()))).all(0)
+    if not whole.any():
+        return {}
+    kept = {name: values[whole] for name, values in arms.items()}
+    kept |= {f"gain_{name}": kept["model"] - kept[name] for name in against}
+    return {name: bootstrap_mean(v, episodes[whole], **boot) for name, v in kept.items()}
+
+
+@torch.no_grad()
+def next_frame(
+    model: Dreamer, windows: Windows, imagined: Imagined, present: int, **boot: int
+) -> Figures:
+    """Figures of the first imagined frame.
+
+    Args:
+        model: its tokenizer makes tokens of the true frames.
+        windows: N of them, which hold frame ``present + 1``.
+        imagined: from there on.
+        present: the last frame that was shown.
+        boot: ``resamples`` and ``seed``.
+
+    Returns:
+        ``all`` and ``moving`` pixels, PSNR in dB: ``model``, ``copy_last``, ``gain_copy_last``
+        and ``tokenizer``, the true frame through its tokens, which no prediction in tokens can
+        expect to beat; ``tokens``: share of tokens told right: ``model``, ``copy_last`` and
+        their difference; ``changed``: the same among tokens that are not as before.
+    """
+    last, true = windows.frames[:, present], windows.frames[:, present + 1]
+    made = imagined.frames[:, 0]
+    before, after = (_tokens(model, frames) for frames in (last, true))
+    rebuilt = torch.cat([model.tokenizer.decode(t).cpu() for t in torch.split(after, 64)])
+    moved = pixels.moved(true, last)
+    figures: Figures = {}
+    for name, where in (("all", None), ("moving", moved)):
+        arms = {
+            arm: pixels.psnr(frames, true, where)
+            for arm, frames in (("model", made), ("copy_last", last), ("tokenizer", rebuilt))
+        }
+        figures[name] = paired(arms, windows.episode, against=["copy_last"], **boot)
+    right = (imagined.tokens == after.cpu()).flatten(1).double().numpy()
+    kept = (before == after).flatten(1).double().cpu().numpy()
+    arms = {"model": right.mean(1), "copy_last": kept.mean(1)}
+    figures["tokens"] = paired(arms, windows.episode, against=["copy_last"], **boot)
+    changed = np.where(kept.all(1), np.nan, (right * (1 - kept)).sum(1))
+    arms = {"model": changed / np.maximum((1 - kept).sum(1), 1)}
+    figures["changed_tokens"] = paired(arms, windows.episode, against=[], **boot)
+    return figures
+
+
+def _tokens(model: Dreamer, frames: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    return torch.cat([model.tokenizer.encode(some.to(device)) for some in torch.split(frames, 64)])
+
+
+def sequence(windows: Windows, frames: Tensor, present: int, **boot: int) -> Figures:
+    """Figures of imagined sequences, step by step.
+
+    Args:
+        windows: N of them, which hold K frames after ``present``.
+        frames: what was imagined, uint8 [N, K, H, W, 3].
+        present: the last frame that was shown.
+        boot: ``resamples`` and ``seed``.
+
+    Returns:
+        ``k1`` ... ``kK``: PSNR in dB of ``model``, ``copy_last`` and ``unrelated`` (the frame
+        that came at the same step of another window: what a picture of the game is worth that
+        has lost the thread), and the paired gains; ``drift``: what the last ten frames' PSNR
+        lost against the ten before them, of ``model`` and of ``copy_last``.
+    """
+    steps = frames.shape[1]
+    true = windows.frames[:, present + 1 : present + 1 + steps]
+    last = windows.frames[:, present].unsqueeze(1)
+    other = _unrelated(windows.episode)
+    arms = {
+        "model": pixels.psnr(frames, true),
+        "copy_last": pixels.psnr(last, true),
+        "unrelated": pixels.psnr(true[torch.from_numpy(other)], true),
+    }
+    against = ["copy_last", "unrelated"]
+    figures: Figures = {
+        f"k{step + 1}": paired(
+            {name: values[:, step] for name, values in arms.items()},
+            windows.episode,
+            against=against,
+            **boot,
+        )
+        for step in range(steps)
+    }
+    span = min(DRIFT_SPAN, steps // 2)
+    lost = {
+        name: arms[name][:, -2 * span : -span].mean(1) - arms[name][:, -span:].mean(1)
+        for name in ("model", "copy_last")
+    }
+    figures["drift"] = paired(lost, windows.episode, against=[], **boot)
+    return figures
+
+
+def _unrelated(episode: Array) -> Array:
+    """For each window one of another episode, where there is one: [N] places."""
+    order = np.argsort(episode, kind="stable")
+    # Half-way round the windows sorted by episode is another episode, but for one that holds
+    # more than half of them.
+    found = np.empty(len(order), np.int64)
+    found[order] = np.roll(order, len(order) // 2)
+    return found
+
+
+def frechet(windows: Windows, frames: Tensor, present: int, encode: Encode) -> dict[str, Figure]:
+    """Frechet distances to the true frames: of imagined ones (``model``), of the last frame shown
+    (``copy_last``), and of the true frames' own halves to each other (``real``: the size of what
+    chance alone gives, twice over).
+
+    Args:
+        windows: N of them.
+        frames: what was imagined, uint8 [N, K, H, W, 3].
+        present: the last frame that was shown.
+        encode: a frozen encoder.
+    """
+    steps = frames.shape[1]
+    true = windows.frames[:, present + 1 : present + 1 + steps]
+    last = windows.frames[:, present].unsqueeze(1).expand_as(true)
+    half = np.isin(windows.episode, np.unique(windows.episode)[::2])
+    sets = {"model": (frames, true), "copy_last": (last, true)}
+    if half.any() and not half.all():
+        places = torch.from_numpy(half)
+        sets["real"] = true[places], true[~places]
+    return {
+        name: constant(
+            frechet_distance(made.flatten(0, 1), other.flatten(0, 1), encode), len(made) * steps
+        )
+        for name, (made, other) in sets.items()
+    }
