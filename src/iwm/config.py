@@ -34,6 +34,7 @@ from iwm.training.config import TrainConfig
 
 ProfileName = Literal[
     "smoke",
+    "sprites",
     "cpu",
     "gpu",
     "dual-gpu",
