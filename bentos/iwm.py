@@ -20,7 +20,7 @@ from bentos import ENVIRONMENT
 from iwm.errors import ConfigError
 from iwm.serving.app import create_app
 from iwm.serving.config import ServiceConfig, service_config
-from iwm.serving.direct import Shortcut
+from iwm.serving.direct import Direct
 from iwm.serving.limits import TokenMiddleware
 
 if TYPE_CHECKING:
@@ -113,5 +113,7 @@ class IWM:
 _service = cast("bentoml.Service[IWM]", IWM)
 if _config.token:
     _service.add_asgi_middleware(TokenMiddleware, token=_config.token)
-# Inside the token's check: what is added first is asked first.
-_service.add_asgi_middleware(Shortcut, target=_app)
+if not _config.cors_origins:
+    # What is added first is asked first: the token, then this. Pages of other origins need
+    # headers that only the application writes.
+    _service.add_asgi_middleware(Direct, endpoints=_app.state.endpoints)

@@ -25,7 +25,11 @@ CALLS: dict[str, calls.Call] = {
 
 
 def create_app(config: ServiceConfig, runtime: Runtime | None = None) -> FastAPI:
-    """The application; ``app.state.runtime`` is its :class:`Runtime`, not yet loaded."""
+    """The application.
+
+    ``app.state.runtime`` is its :class:`Runtime`, not yet loaded; ``app.state.endpoints`` has the
+    calls by path, for a :class:`~iwm.serving.direct.Direct` of a server around it.
+    """
     app = FastAPI(title="iwm", docs_url=None, redoc_url=None)
     held = runtime or Runtime(config)
     app.state.runtime = held
@@ -33,6 +37,7 @@ def create_app(config: ServiceConfig, runtime: Runtime | None = None) -> FastAPI
     for path, endpoint in endpoints.items():
         app.post(path, **openapi.call(path[1:]))(endpoint)
     app.add_middleware(direct.Direct, endpoints=endpoints)
+    app.state.endpoints = endpoints
     _add_facts(app, held)
     app.include_router(page.router(held))
     _error_handlers(app)
@@ -92,4 +97,4 @@ def _error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, __: Exception) -> Response:
         # Logged with its traceback by the server; the client learns nothing of our insides.
-        return direct.refusal(500, "an error of this service; its log has the cause")
+        return direct.refusal(500, direct.BUG)

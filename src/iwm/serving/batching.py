@@ -4,7 +4,8 @@ While the model works, requests queue; when it is free again it takes as many as
 batch. An idle model starts on a lone client's request without waiting for company. Clients that
 were just answered together come back one by one, though: the first of them would start a batch
 of one, and the others would wait for it. So for a moment the model waits for as many as there
-just were, as long as they keep coming. A lone client is a crowd of one: it never waits.
+just were, as long as they keep coming. A lone client is a crowd of one: it never waits. Where
+company does not pay, the batches stay small (:mod:`iwm.serving.gains`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from iwm.serving.gains import Gains
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,6 +81,7 @@ class Batcher(Generic[Item, Result]):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._runner: asyncio.Task[None] | None = None
         self._crowd: _Crowd | None = None
+        self._gains = Gains()
         self._wanted = 0
         self._gathered: asyncio.Future[None] | None = None
 
@@ -126,6 +130,7 @@ class Batcher(Generic[Item, Result]):
 
     def _remember(self, key: Hashable, count: int, started: float) -> None:
         ended = time.perf_counter()
+        self._gains.observe(hash(key), count, ended - started)
         count += sum(job.key == key for job in self._queue)
         self._crowd = _Crowd(hash(key), min(count, self._max_batch), ended - started, ended)
 
@@ -140,7 +145,7 @@ class Batcher(Generic[Item, Result]):
         until = now + min(crowd.took_s, LONGEST_WAIT_S)
         pause = min(max(PAUSE_S, PAUSE_SHARE * crowd.took_s), LONGEST_PAUSE_S)
         loop = asyncio.get_running_loop()
-        self._wanted = crowd.size
+        self._wanted = self._gains.limit(crowd.key, crowd.size)
         while (count := len(self._queue)) < self._wanted and now < until:
             if any(job.key != key for job in self._queue):
                 return  # who wants something else need not wait for others' company
@@ -155,16 +160,15 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self) -> list[_Job[Item, Result]]:
         """The next batch: the oldest live job, and those of its key, up to the bound."""
-        taken: list[_Job[Item, Result]] = []
-        left: deque[_Job[Item, Result]] = deque()
-        for job in self._queue:
-            if job.future.done():
-                continue
-            if len(taken) < self._max_batch and (not taken or job.key == taken[0].key):
-                taken.append(job)
-            else:
-                left.append(job)
-        self._queue = left
+        live = [job for job in self._queue if not job.future.done()]
+        if not live:
+            self._queue.clear()
+            return []
+        key = live[0].key
+        same = [job for job in live if job.key == key][: self._max_batch]
+        taken = same[: self._gains.limit(hash(key), len(same))]
+        gone = {id(job) for job in taken}
+        self._queue = deque(job for job in live if id(job) not in gone)
         return taken
 
     def close(self) -> None:

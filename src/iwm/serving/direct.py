@@ -7,9 +7,10 @@ methods) goes the long way.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
     from iwm.serving.calls import Call
     from iwm.serving.runtime import Runtime
 
+logger = logging.getLogger("iwm.serving")
+
 GONE = 499
 """Status of what nobody reads: the client hung up."""
+
+BUG = "an error of this service; its log has the cause"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -60,6 +65,10 @@ def endpoint(held: Runtime, name: str, call: Call) -> Endpoint:
         except ClientGone:
             status = GONE
             response = refusal(GONE, "the client hung up")
+        except Exception:
+            # The client learns nothing of our insides.
+            logger.exception("/%s: an error of this service", name)
+            response = refusal(500, BUG)
         finally:
             held.metrics.observe(name, status, time.perf_counter() - started)
         return response
@@ -69,7 +78,8 @@ def endpoint(held: Runtime, name: str, call: Call) -> Endpoint:
 
 
 class Direct:
-    """Middleware that answers the calls itself.
+    """Middleware that answers the calls itself. It may stand at several places: the outermost
+    answers.
 
     Args:
         app: gets everything else.
@@ -88,20 +98,3 @@ class Direct:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-class Shortcut:
-    """Middleware that hands every POST to an inner application at once.
-
-    Args:
-        app: gets everything else.
-        target: takes the POSTs, of unknown paths too.
-    """
-
-    def __init__(self, app: ASGIApp, target: Any) -> None:
-        self._app, self._target = app, target
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on to one of the two."""
-        posted = scope["type"] == "http" and scope["method"] == "POST"
-        await (self._target if posted else self._app)(scope, receive, send)
