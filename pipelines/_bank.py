@@ -21,7 +21,9 @@ def pack_bank(folder: Path) -> None:
     import numpy as np
 
     from iwm.data.reader import ShardStore
+    from iwm.models.saving import read_config
     from iwm.serving.engine import Engine
+    from iwm.serving.models import GENERATIVE
     from iwm.serving.page.bank import write_bank
 
     store = ShardStore(SHARDS)
@@ -31,6 +33,8 @@ def pack_bank(folder: Path) -> None:
     picked = rows[np.unique(np.linspace(0, len(rows) - 1, FRAMES).astype(int))]
     images, captions = list(store.decode(picked)), [_caption(key) for key in store.keys(picked)]
     for config in sorted([*folder.glob("config.json"), *folder.glob("*/config.json")]):
+        if read_config(config.parent)["model"] in GENERATIVE:
+            continue  # knows no latents to compare by
         write_bank(config.parent, Engine.load(config.parent, "cpu"), images, captions)
 
 

@@ -73,6 +73,16 @@ def query(client: SyncIWMClient, image: npt.NDArray[np.uint8], times: int) -> di
         asked += times
         both = (dual.semantic, dual.equivariant)
         checks["/encode_dual: both"] = all(one.std() > 0 for one in both)
+    if card.generative:
+        back, latency["reconstruct"] = timed(lambda: client.reconstruct(image), times)
+        names = list(card.generative["vocabulary"])
+        dream, latency["dream"] = timed(lambda: client.dream([image], names), times)
+        asked += 2 * times
+        height, width = card.generative["image_size"]
+        checks["/reconstruct: image"] = back.image.shape == (height, width, 3)
+        checks["/reconstruct: it is like the picture"] = back.psnr > 10.0
+        checks["/dream: frames"] = dream.frames.shape == (len(names), height, width, 3)
+        checks["/dream: actions"] = list(dream.actions) == names
     return {
         "requests": asked,
         "checks": _checked(checks),

@@ -37,8 +37,10 @@ REQUIREMENTS = (
     "simplejpeg",
     "timm",
     "torch",
+    "torchmetrics",
     "torchvision",
     "uvloop",
+    "vector-quantize-pytorch",
 )
 
 

@@ -1,4 +1,4 @@
-"""One real service for the tests that may share it: a model of actions and both streams."""
+"""One real service for the tests that may share it: every kind of model that can be served."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tinydreams import write_dreams
 from tinymodel import write_action_model, write_model
 
 from pipelines._served import Served, served
@@ -15,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three models by variant; ``action`` answers."""
+    """A folder of four models by variant; ``action`` answers, ``vqvae-dynamics`` dreams."""
     folder = tmp_path_factory.mktemp("models")
     write_action_model(folder / "action")
     write_model(folder / "invariant", seed=1)
     write_model(folder / "equivariant", seed=2)
+    write_dreams(folder / "vqvae-dynamics")
     return folder
 
 
@@ -31,7 +33,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(models: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service of all three models that may read images."""
+    """A service of all four models that may read images."""
     environ = {
         "IWM_MODEL_PATH": str(models),
         "IWM_IMAGE_ROOT": str(images),

@@ -63,6 +63,8 @@ def bodies() -> list[tuple[str, bytes]]:
         "/rollout": {"z_cls": latent, "aug_seq": [[0.5, 0.3]] * 5},
         "/plan": {"z_cls": latent, "goal_z_cls": latent, "candidates": 8, "iterations": 2},
         "/surprise": {"z_cls_prev": latent, "action": "attack", "z_cls": latent},
+        "/reconstruct": {"image_b64": image},
+        "/dream": {"images_b64": [image] * 2, "past_actions": ["noop"], "actions": ["attack"] * 3},
     }
     return [(path, json.dumps(body).encode()) for path, body in calls.items()]
 

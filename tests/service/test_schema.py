@@ -10,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipelines._served import Served
+from iwm.serving.runtime import CALLS
+from pipelines._served import Served, served
 
+ROOT = Path(__file__).resolve().parents[2]
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -52,9 +54,21 @@ def test_examples_and_some_cases(whole: Served, tmp_path: Path) -> None:
     options = "--phases=examples,fuzzing", "--max-examples=10", "--seed=1"
     assert schemathesis(whole, tmp_path, *options) > 50
     answered = httpx.get(f"{whole.url}/metrics").text
-    for call in ("encode", "predict", "rollout", "encode_dual", "plan", "surprise"):
+    for call in CALLS:
         (count,) = re.findall(rf'iwm_served_total{{call="{call}"}} (\d+)', answered)
         assert int(count), f"no example of /{call} was answered 200"
+
+
+@pytest.mark.slow
+def test_a_service_without_streams_and_dreams(models: Path, tmp_path: Path) -> None:
+    """What it cannot answer is a 404 that its document allows."""
+    environ = {"IWM_MODEL_PATH": str(models / "action"), "PYTHONPATH": str(ROOT)}
+    with served("bentos.iwm:IWM", tmp_path, environ=environ) as service:
+        options = "--phases=examples,fuzzing", "--max-examples=10", "--seed=1"
+        assert schemathesis(service, tmp_path, *options) > 30
+        answered = httpx.get(f"{service.url}/metrics").text
+    assert 'iwm_served_total{call="dream"} 0' in answered
+    assert 'iwm_answers_total{call="dream",status="404"}' in answered
 
 
 @pytest.mark.slow

@@ -9,11 +9,13 @@ from iwm.client.calls import Earlier, png_of
 from iwm.client.connection import Refused
 from iwm.client.results import (
     Candidate,
+    DreamResult,
     DualResult,
     EncodeResult,
     ModelCard,
     PlanResult,
     PredictResult,
+    ReconstructResult,
     RolloutResult,
     SurpriseResult,
 )
@@ -21,6 +23,7 @@ from iwm.client.synchronous import SyncIWMClient
 
 __all__ = [
     "Candidate",
+    "DreamResult",
     "DualResult",
     "Earlier",
     "EncodeResult",
@@ -28,6 +31,7 @@ __all__ = [
     "ModelCard",
     "PlanResult",
     "PredictResult",
+    "ReconstructResult",
     "Refused",
     "RolloutResult",
     "SurpriseResult",

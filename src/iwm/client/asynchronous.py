@@ -14,11 +14,13 @@ from iwm.client import calls
 from iwm.client.calls import Call, Earlier, Numbers, Pixels, Rows, png_of
 from iwm.client.connection import FAILURES, RETRIES, Connection, answer
 from iwm.client.results import (
+    DreamResult,
     DualResult,
     EncodeResult,
     ModelCard,
     PlanResult,
     PredictResult,
+    ReconstructResult,
     RolloutResult,
     SurpriseResult,
 )
@@ -193,6 +195,31 @@ class IWMClient(Connection):
                 z_cls_prev, z_cls, png, action=action, aug_params=aug_params, history=history
             )
         )
+
+    async def reconstruct(self, image: Pixels) -> ReconstructResult:
+        """Uint8 RGB pixels ``[H, W, 3]`` through the generative model's tokens and back."""
+        png = await asyncio.to_thread(png_of, image)
+        return await self._send(calls.reconstruct(png))
+
+    async def dream(
+        self,
+        images: Sequence[Pixels],
+        actions: Sequence[str],
+        *,
+        past_actions: Sequence[str | None] | None = None,
+        seed: int = 0,
+    ) -> DreamResult:
+        """Imagine the frames that actions lead to.
+
+        Args:
+            images: uint8 pixels ``[H, W, 3]`` each, oldest first: at least one, at most the
+                model's context (:meth:`model`, ``generative``).
+            actions: names, one for each frame to imagine.
+            past_actions: what led from each of ``images`` to the next; not known if ``None``.
+            seed: of the dream.
+        """
+        pngs = await asyncio.to_thread(lambda: [png_of(image) for image in images])
+        return await self._send(calls.dream(pngs, actions, past_actions, seed))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -171,3 +171,20 @@ def surprise(
     """``POST /surprise``; ``action`` holds ``action``, ``aug_params`` and ``history``."""
     body = _json(z_cls_prev=z_cls_prev, z_cls=z_cls, image_b64=png, **action)
     return Call("POST", "/surprise", body, results.read_surprise)
+
+
+def reconstruct(png: bytes) -> Call[results.ReconstructResult]:
+    """``POST /reconstruct`` with the bytes of a PNG as its body."""
+    request = {"content": png, "headers": {"Content-Type": "image/png"}}
+    return Call("POST", "/reconstruct", request, results.read_reconstructed)
+
+
+def dream(
+    pngs: Sequence[bytes],
+    actions: Sequence[str],
+    past_actions: Sequence[str | None] | None,
+    seed: int,
+) -> Call[results.DreamResult]:
+    """``POST /dream``."""
+    body = _json(images_b64=list(pngs), actions=list(actions), past_actions=past_actions, seed=seed)
+    return Call("POST", "/dream", body, results.read_dream)

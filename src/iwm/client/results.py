@@ -7,6 +7,8 @@ calibration for are NaN.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,38 @@ class SurpriseResult:
 
 
 @dataclass(frozen=True)
+class ReconstructResult:
+    """What came back through the tokens, uint8 ``[H, W, 3]`` at the model's size.
+
+    ``psnr`` in dB and ``ssim`` are against the image at that size; ``tokens``: rows, columns;
+    ``codes``: words that each of them is one of; ``compression_ratio``: 24 bits a pixel over
+    ``bits``.
+    """
+
+    image: Pixels
+    psnr: float
+    ssim: float
+    tokens: tuple[int, int]
+    codes: int
+    bits: float
+    compression_ratio: float
+    timestamp: float
+
+
+@dataclass(frozen=True)
+class DreamResult:
+    """The frames imagined, uint8 ``[K, H, W, 3]``, one for each of the K actions.
+
+    ``milliseconds``: spent by the service.
+    """
+
+    frames: Pixels
+    actions: tuple[str, ...]
+    milliseconds: float
+    timestamp: float
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What the service says of its model; ``None``, empty or NaN where it does not say.
 
@@ -129,6 +164,8 @@ class ModelCard:
     history: int
     image_size: tuple[int, ...]
     streams: tuple[str, ...]
+    generative: Mapping[str, Any] | None
+    """Vocabulary, context and image size behind :meth:`dream`."""
     card: Mapping[str, Any] = field(repr=False)
 
 
@@ -230,6 +267,37 @@ def read_surprise(answer: Any) -> SurpriseResult:
     )
 
 
+def _pixels(text: str) -> Pixels:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+
+
+def read_reconstructed(answer: Any) -> ReconstructResult:
+    """The answer of ``/reconstruct``."""
+    tokens = answer["tokens"]
+    return ReconstructResult(
+        _pixels(answer["image_b64"]),
+        float(answer["psnr"]),
+        float(answer["ssim"]),
+        (int(tokens["rows"]), int(tokens["columns"])),
+        int(tokens["codes"]),
+        float(answer["bits"]),
+        float(answer["compression_ratio"]),
+        float(answer["timestamp"]),
+    )
+
+
+def read_dream(answer: Any) -> DreamResult:
+    """The answer of ``/dream`` in PNGs."""
+    return DreamResult(
+        np.stack([_pixels(text) for text in answer["frames_b64"]]),
+        _names(answer["actions"]),
+        float(answer["milliseconds"]),
+        float(answer["timestamp"]),
+    )
+
+
 def read_card(answer: Any) -> ModelCard:
     """The answer of ``GET /model``."""
     card = dict(answer)
@@ -247,5 +315,6 @@ def read_card(answer: Any) -> ModelCard:
         history=int(card.get("history") or 0),
         image_size=tuple(int(side) for side in card.get("image_size") or ()),
         streams=_names(card.get("streams")),
+        generative=card.get("generative"),
         card=card,
     )

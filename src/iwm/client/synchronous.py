@@ -13,11 +13,13 @@ from iwm.client import calls
 from iwm.client.calls import Call, Earlier, Numbers, Pixels, Rows, png_of
 from iwm.client.connection import FAILURES, RETRIES, Connection, answer
 from iwm.client.results import (
+    DreamResult,
     DualResult,
     EncodeResult,
     ModelCard,
     PlanResult,
     PredictResult,
+    ReconstructResult,
     RolloutResult,
     SurpriseResult,
 )
@@ -151,6 +153,22 @@ class SyncIWMClient(Connection):
                 z_cls_prev, z_cls, png, action=action, aug_params=aug_params, history=history
             )
         )
+
+    def reconstruct(self, image: Pixels) -> ReconstructResult:
+        """Uint8 RGB pixels ``[H, W, 3]`` through the generative model's tokens and back."""
+        return self._send(calls.reconstruct(png_of(image)))
+
+    def dream(
+        self,
+        images: Sequence[Pixels],
+        actions: Sequence[str],
+        *,
+        past_actions: Sequence[str | None] | None = None,
+        seed: int = 0,
+    ) -> DreamResult:
+        """Imagine the frames that actions lead to."""
+        pngs = [png_of(image) for image in images]
+        return self._send(calls.dream(pngs, actions, past_actions, seed))
 
     def close(self) -> None:
         """Close the connections."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from starlette.responses import Response
 
-from iwm.serving import wire
+from iwm.serving import imagery, wire
 from iwm.serving.wire import Floats, RequestError
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def model_card(models: Models) -> dict[str, Any]:
         "surprise_threshold": calibration.surprise_threshold if calibration else None,
         "streams": list(models.streams),
         "stream_models": {name: _stream(engine) for name, engine in models.streams.items()},
+        "generative": imagery.facts(models.dreamer),
         "device": str(engine.device),
         "precision": engine.numbers.precision,
     }

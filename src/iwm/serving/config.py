@@ -36,6 +36,8 @@ class Limits:
     max_plan_iterations: Positive = 50
     max_plan_steps: Positive = 250_000
     """Horizon x candidates x iterations."""
+    max_dream_steps: Positive = 32
+    """Actions of a dream."""
     max_pending: Positive = 64
     """Requests in work or waiting; one more is answered 503."""
     max_batch: Positive = 32

@@ -8,6 +8,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from iwm.serving import imagery
+
 if TYPE_CHECKING:
     from iwm.serving.models import Models
 
@@ -32,9 +34,14 @@ class Examples:
         actions = names or ["move_forward", "turn_left"]
         variant = models.variant if models else "core"
         variants = tuple(models.streams) if models and models.streams else STREAM_NAMES
+        dreams = imagery.examples(png(), models.dreamer if models else None, TIMESTAMP)
         return cls(
-            _requests(latent(width), actions, by_name=bool(names) or engine is None),
             {
+                **_requests(latent(width), actions, by_name=bool(names) or engine is None),
+                **dreams[0],
+            },
+            {
+                **dreams[1],
                 **_answers(latent(width), actions[:2]),
                 "encode": {
                     "z_cls": latent(width),
@@ -172,6 +179,7 @@ def _model(models: Models | None, variant: str, width: int, patches: int) -> dic
         "surprise_threshold": None,
         "streams": [],
         "stream_models": {},
+        "generative": None,
         "device": "cpu",
         "precision": "float32",
     }

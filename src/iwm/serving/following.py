@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iwm.errors import IwmError
-from iwm.serving.precision import load_checked
+from iwm.serving.models import load_variant
 
 if TYPE_CHECKING:
+    from iwm.serving.dreaming import Dreamer
     from iwm.serving.engine import Engine
     from iwm.serving.runtime import Runtime
 
@@ -79,7 +80,7 @@ class Follower:
             return False
         newer = {}
         for variant, card in models.cards().items():
-            if engine := self._newer(card):
+            if engine := self._newer(variant, card):
                 newer[variant] = engine
         if not newer or self._stop.is_set():
             return False
@@ -88,12 +89,12 @@ class Follower:
             logger.info("%s: %s answers from now on", variant, engine.name)
         return True
 
-    def _newer(self, card: Mapping[str, Any]) -> Engine | None:
+    def _newer(self, variant: str, card: Mapping[str, Any]) -> Engine | Dreamer | None:
         folder = Path(tempfile.mkdtemp(prefix="iwm-champion-"))
         config = self._runtime.config
         try:
             if self._fetch(card, folder):
-                engine = load_checked(folder, config.device, config.precision)
+                engine = load_variant(variant, folder, config)
                 # What lies beside the weights is read later; it goes when the engine goes.
                 weakref.finalize(engine, shutil.rmtree, folder, ignore_errors=True)
                 return engine

@@ -252,6 +252,7 @@ class ModelResponse(BaseModel):
     surprise_threshold: float | None
     streams: list[str] = Field(description="Variants behind /encode_dual; empty without")
     stream_models: dict[str, dict[str, Any]]
+    generative: dict[str, Any] | None = Field(description="Behind /reconstruct and /dream")
     device: str
     precision: str
 

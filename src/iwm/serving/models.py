@@ -1,8 +1,10 @@
-"""The models of one service: the one that answers, and the two streams behind /encode_dual.
+"""The models of one service: the one that answers, and what stands beside it.
+
+The two streams behind /encode_dual, and the generative model behind /reconstruct and /dream.
 
 A folder holds one model (``config.json`` in it), or several: a folder a variant, and
 ``models.json`` with ``{"default": VARIANT}`` where one is meant to answer. Only what answers
-is loaded: the chosen variant and the streams.
+is loaded: the chosen variant, the streams, the generative model.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Any
 
 from iwm.errors import ModelError
 from iwm.files import read_json
+from iwm.models.saving import read_config
 from iwm.serving.config import RANDOM, ServiceConfig
+from iwm.serving.dreaming import DYNAMICS, TOKENIZER, Dreamer, load_dreamer
 from iwm.serving.engine import Engine
 from iwm.serving.precision import load_checked
 
@@ -22,6 +26,8 @@ CONFIG_FILE = "config.json"
 MODELS_FILE = "models.json"
 STREAMS = ("invariant", "equivariant")
 """Variants of the semantic and the equivariant stream."""
+GENERATIVE = (DYNAMICS, TOKENIZER)
+"""Variants that know no latents: they never answer by themselves."""
 PREFERRED = ("action", "core")
 """Which variant answers where nobody says."""
 
@@ -35,19 +41,34 @@ class Models:
     """Of ``main``."""
     streams: Mapping[str, Engine] = field(default_factory=dict)
     """Variant -> engine: both of :data:`STREAMS`, or none."""
+    dreamer: Dreamer | None = None
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """Variant -> card of every loaded model."""
-        return {name: engine.card for name, engine in self.engines().items()}
+        cards = {name: engine.card for name, engine in self.engines().items()}
+        return cards if self.dreamer is None else {**cards, DYNAMICS: self.dreamer.card}
 
     def engines(self) -> dict[str, Engine]:
         """Variant -> every loaded engine."""
         return {**self.streams, self.variant: self.main}
 
-    def replaced(self, newer: Mapping[str, Engine]) -> Models:
-        """The same variants, some by newer engines."""
+    def replaced(self, newer: Mapping[str, Any]) -> Models:
+        """The same variants, some by newer ones, as :func:`load_variant` loads them."""
         streams = {name: newer.get(name, engine) for name, engine in self.streams.items()}
-        return Models(newer.get(self.variant, self.main), self.variant, streams)
+        main = newer.get(self.variant, self.main)
+        return Models(main, self.variant, streams, newer.get(DYNAMICS, self.dreamer))
+
+
+def load_variant(variant: str, folder: Path, config: ServiceConfig) -> Engine | Dreamer:
+    """Load one model, warmed up.
+
+    Raises:
+        ModelError: a model that cannot be loaded.
+        ConfigError: no such device, or a precision that is refused.
+    """
+    if variant == DYNAMICS:
+        return load_dreamer(folder, config.device)
+    return load_checked(folder, config.device, config.precision)
 
 
 def load_models(config: ServiceConfig) -> Models:
@@ -66,6 +87,7 @@ def load_models(config: ServiceConfig) -> Models:
         return untrained(config)
     folders = variants(path)
     if isinstance(folders, Path):
+        _can_answer(str(read_config(folders).get("model")), folders)
         main = load_checked(folders, config.device, config.precision)
         wanted = config.model_variant
         if wanted not in (None, main.variant):
@@ -77,7 +99,16 @@ def load_models(config: ServiceConfig) -> Models:
         name: load_checked(folders[name], config.device, config.precision)
         for name in dict.fromkeys((variant, *streams))
     }
-    return Models(engines[variant], variant, {name: engines[name] for name in streams})
+    dreamer = load_dreamer(folders[DYNAMICS], config.device) if DYNAMICS in folders else None
+    return Models(engines[variant], variant, {name: engines[name] for name in streams}, dreamer)
+
+
+def _can_answer(variant: str, where: Path) -> None:
+    if variant in GENERATIVE:
+        raise ModelError(
+            f"{where}: {variant} is served beside a model of latents: put it into a folder "
+            f"{DYNAMICS}/ next to action/ or core/"
+        )
 
 
 def variants(path: Path) -> dict[str, Path] | Path:
@@ -114,7 +145,9 @@ def choose(folders: Mapping[str, Path], wanted: str | None, path: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path / MODELS_FILE}: names no default: {error!r}") from None
     if wanted is None:
-        wanted = next((name for name in PREFERRED if name in folders), next(iter(folders)))
+        others = sorted(folders, key=lambda name: name in GENERATIVE)
+        wanted = next((name for name in PREFERRED if name in folders), others[0])
+    _can_answer(wanted, path)
     if wanted not in folders:
         raise ModelError(f"{path}: holds no variant {wanted!r}; it holds {', '.join(folders)}")
     return wanted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from iwm.serving import messages
+from iwm.serving import imagery, messages
 from iwm.serving.examples import Examples
 from iwm.serving.wire import ErrorResponse
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from iwm.serving.runtime import Runtime
 
 DESCRIPTION = (
-    "An image world model: encode frames, predict and roll out latents, plan, notice surprise. "
+    "An image world model: encode frames, predict and roll out latents, plan, notice surprise; "
+    "reconstruct images and dream frames, where a generative model stands beside it. "
     "Every refusal is one JSON object whose `detail` names the field and what was expected."
 )
 REFERENCE = "#/components/schemas/{model}"
-IMAGE_CALLS = ("encode", "encode_dual")
+PATCH_CALLS = ("encode", "encode_dual")
+IMAGE_CALLS = (*PATCH_CALLS, "reconstruct")
 REQUESTS: dict[str, type[BaseModel]] = {
     "encode": messages.EncodeRequest,
     "predict": messages.PredictRequest,
@@ -31,6 +33,8 @@ REQUESTS: dict[str, type[BaseModel]] = {
     "encode_dual": messages.EncodeRequest,
     "plan": messages.PlanRequest,
     "surprise": messages.SurpriseRequest,
+    "reconstruct": imagery.ReconstructRequest,
+    "dream": imagery.DreamRequest,
 }
 RESPONSES: dict[str, type[BaseModel]] = {
     "encode": messages.EncodeResponse,
@@ -39,6 +43,8 @@ RESPONSES: dict[str, type[BaseModel]] = {
     "encode_dual": messages.DualResponse,
     "plan": messages.PlanResponse,
     "surprise": messages.SurpriseResponse,
+    "reconstruct": imagery.ReconstructResponse,
+    "dream": imagery.DreamResponse,
 }
 REFUSALS = (400, 401, 403, 404, 408, 413, 422, 503)
 
@@ -94,13 +100,16 @@ class Document:
         if engine is not None:
             _fit(schemas, engine.latent_dim, engine.patches, engine.aug_dim)
         _bound(schemas, self._runtime.config.limits)
+        if (models := self._runtime.models) and models.dreamer:
+            for images in _arrays(schemas["DreamRequest"]["properties"]["images_b64"]):
+                images["maxItems"] = models.dreamer.context
         for name in REQUESTS:
             operation = document["paths"][f"/{name}"]["post"]
             operation["requestBody"] = _body(name, examples)
             _answer(operation, examples.answers[name])
             if name == "encode":
                 _npy(operation)
-            if name in IMAGE_CALLS:
+            if name in PATCH_CALLS:
                 operation["parameters"] = [_RETURN_PATCHES]
         for path in ("/health", "/model"):
             _answer(document["paths"][path]["get"], examples.answers[path[1:]])
@@ -172,6 +181,7 @@ def _bound(schemas: dict[str, Any], limits: Limits) -> None:
     plan["horizon"]["maximum"] = limits.max_plan_horizon
     plan["candidates"]["maximum"] = limits.max_plan_candidates
     plan["iterations"]["maximum"] = limits.max_plan_iterations
+    schemas["DreamRequest"]["properties"]["actions"]["maxItems"] = limits.max_dream_steps
     for field in ("aug_seq", "actions"):
         for array in _arrays(schemas["RolloutRequest"]["properties"][field]):
             array["maxItems"] = limits.max_steps

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from iwm.serving.metrics import Metrics
 from iwm.serving.wire import Floats, RequestError
 
 if TYPE_CHECKING:
+    from iwm.serving.dreaming import Codec, Dreamer, Reconstruction
     from iwm.serving.engine import Engine
     from iwm.serving.jobs import Job, PlanJob, SurpriseJob
     from iwm.serving.models import Models
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("iwm.serving")
 
 NOT_FINITE = "z_cls: expected a latent of this model; from this one it predicts no finite numbers"
-CALLS = ("encode", "predict", "rollout", "encode_dual", "plan", "surprise")
+CALLS = (
+    *("encode", "predict", "rollout", "encode_dual", "plan", "surprise"),
+    *("reconstruct", "dream"),
+)
 
 
 class Runtime:
@@ -45,6 +49,7 @@ class Runtime:
         config: bounds and switches.
         engine: ``None`` until (or unless) the weights are there.
         streams: engines of both streams by variant, or none.
+        dreamer: the generative model beside them, or none.
     """
 
     def __init__(
@@ -52,13 +57,15 @@ class Runtime:
         config: ServiceConfig,
         engine: Engine | None = None,
         streams: Mapping[str, Engine] | None = None,
+        dreamer: Dreamer | None = None,
     ) -> None:
         self.config = config
         self.models: Models | None = None
         if engine is not None:
             from iwm.serving.models import Models
 
-            self.models = Models(engine, config.model_variant or engine.variant, streams or {})
+            variant = config.model_variant or engine.variant
+            self.models = Models(engine, variant, streams or {}, dreamer)
         self.reason = "no model folder is set (IWM_MODEL_PATH)"
         self.device = str(engine.device) if engine else config.device
         self.admission = Admission(config.limits)
@@ -73,6 +80,8 @@ class Runtime:
         # A search takes as long as a hundred predictions: it has a thread of its own, so that
         # those who encode meanwhile need not wait for its end.
         self.planner: Batcher[PlanJob, Planned] = Batcher(_plan, 1, "iwm-plan")
+        # A dream, too: frame by frame, each from the one before.
+        self.dreams: Batcher[Callable[[], Any], Any] = Batcher(_each, 1, "iwm-dream")
         # Decoding releases the GIL; two threads keep ahead of the model on small machines.
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="iwm-decode")
         self.started = time.monotonic()
@@ -122,7 +131,7 @@ class Runtime:
             raise RequestError(503, f"model not loaded: {self.reason}")
         return self.models
 
-    async def decode(self, engine: Engine, data: bytes, field: str = "image") -> Any:
+    async def decode(self, engine: Engine | Codec, data: bytes, field: str = "image") -> Any:
         """Pixels at the engine's size.
 
         Raises:
@@ -170,9 +179,21 @@ class Runtime:
         finally:
             job.stop.set()
 
+    async def reconstruct(self, codec: Codec, pixels: Any) -> Reconstruction:
+        """Pixels through the tokens and back."""
+        found: Reconstruction = await self.batcher.submit((codec, "reconstruct"), pixels)
+        return found
+
+    async def dream(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns, once those who asked before are served."""
+        return await self.dreams.submit(None, work)
+
     def _compute(self, key: Hashable, items: Sequence[Any]) -> Sequence[Any]:
         """One batch, in the model's thread. Items of a key have equal shapes."""
         assert isinstance(key, tuple)
+        if key[1] == "reconstruct":
+            codec: Codec = key[0]
+            return codec.reconstruct(np.stack(items))
         engine: Engine = key[0]
         if key[1] == "encode":
             latents = engine.encode(np.stack(items))
@@ -185,6 +206,7 @@ class Runtime:
         """Stop the threads."""
         self.batcher.close()
         self.planner.close()
+        self.dreams.close()
         self.decoders.shutdown(wait=True, cancel_futures=True)
 
 
@@ -223,3 +245,7 @@ def _surprise(engine: Engine, jobs: Sequence[SurpriseJob]) -> list[Surprises]:
 
 def _plan(_: Hashable, jobs: Sequence[PlanJob]) -> list[Planned]:
     return [job.engine.plan(job.search) for job in jobs]
+
+
+def _each(_: Hashable, works: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [work() for work in works]

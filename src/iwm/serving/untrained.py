@@ -9,6 +9,7 @@ import torch
 
 from iwm.models.registry import create_model
 from iwm.serving.config import RANDOM, ServiceConfig
+from iwm.serving.dreaming import DYNAMICS, Dreamer
 from iwm.serving.engine import Engine
 from iwm.serving.models import STREAMS, Models, choose
 
@@ -31,7 +32,22 @@ def untrained(config: ServiceConfig) -> Models:
         name: Engine(_model(name), config.device, card={"model": f"{RANDOM}-{name}", "phase": name})
         for name in dict.fromkeys((variant, *STREAMS))
     }
-    return Models(engines[variant], variant, {name: engines[name] for name in STREAMS})
+    dreamer = Dreamer(_dreams(), config.device, {"model": f"{RANDOM}-{DYNAMICS}"})
+    return Models(engines[variant], variant, {name: engines[name] for name in STREAMS}, dreamer)
+
+
+def _dreams() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_model(
+            DYNAMICS,
+            image_size=_SIZE,
+            vocabulary=list(VOCABULARY),
+            tokenizer={"image_size": _SIZE, "stem": 4, "channels": [32], "heads": 4},
+            depth=2,
+            detail=32,
+            **_SHAPE,
+        )
 
 
 def _model(variant: str) -> Any:

@@ -9,13 +9,14 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
+from tinydreams import CONTEXT, tiny_dreams
 from tinymodel import WIDTH, write_action_model, write_model
 
 from iwm.serving.app import Runtime, create_app
 from iwm.serving.config import ServiceConfig, service_config
+from iwm.serving.dreaming import Dreamer
 from iwm.serving.engine import Engine
-
-CALLS = ("encode", "predict", "rollout", "encode_dual", "plan", "surprise")
+from iwm.serving.runtime import CALLS
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
         for seed, name in enumerate(("invariant", "equivariant"))
     }
     engine = Engine.load(write_action_model(root / "action"), "cpu")
-    return Runtime(ServiceConfig(), engine, streams)
+    return Runtime(ServiceConfig(), engine, streams, Dreamer(tiny_dreams(), "cpu"))
 
 
 def asked(runtime: Runtime, calls: list[tuple[str, str, Any]]) -> list[httpx.Response]:
@@ -80,6 +81,9 @@ def test_sizes_are_the_models_own(runtime: Runtime) -> None:
     plan = described["components"]["schemas"]["PlanRequest"]["properties"]
     assert (plan["z_cls"]["minItems"], plan["z_cls"]["maxItems"]) == (WIDTH, WIDTH)
     assert plan["horizon"]["maximum"] == runtime.config.limits.max_plan_horizon
+    dream = described["components"]["schemas"]["DreamRequest"]["properties"]
+    assert dream["actions"]["maxItems"] == runtime.config.limits.max_dream_steps
+    assert dream["images_b64"]["anyOf"][0]["maxItems"] == CONTEXT
     without = document(Runtime(ServiceConfig()))
     assert without["components"]["schemas"]["PlanRequest"]["properties"]["z_cls"]["minItems"] == 1
 
