@@ -104,7 +104,7 @@ class ParticlesConfig:
     episodes: Positive = 1500
     steps: Positive = 100
     """Of each episode."""
-    bodies: Annotated[int, Field(ge=2, le=32)] = 4
+    bodies: Annotated[int, Field(ge=2, le=32)] = 3
     """The driven one included; a state has four numbers for each."""
     hold: tuple[Positive, Positive] = (3, 12)
     """Range of steps for which a force is held."""

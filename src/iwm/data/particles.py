@@ -1,7 +1,7 @@
 """A small world of particles: vectors with inertia, bounces and pushes, and no pictures.
 
 A driven body glides in a box under the force of its actions; free bodies glide without
-friction. Walls are springs, so that a bounce takes some eight steps; the driven body pushes the
+friction. Walls are springs, so that a bounce takes some thirteen steps; the driven body pushes the
 free ones away when it comes near. The reward is how near it is to the first free body. Every
 number is known, whole batches of episodes run at once, and the same seed gives the same bytes.
 
@@ -21,15 +21,15 @@ from iwm.data.trajectories import Episode
 
 Floats = npt.NDArray[np.float64]
 
-STEP_S = 0.1
+STEP_S = 0.06
 """Seconds from one state to the next."""
 ACTION_DIM = 2
 _SUBSTEPS = 4
 _FORCE, _DRAG = 3.0, 1.2  # of the driven body: at most 2.5 half boxes a second
-_WALL = 15.0  # per second squared: a bounce takes some eight steps
+_WALL = 15.0  # per second squared: a bounce takes some thirteen steps
 _MARGIN = 0.4  # the springs begin before the wall
-_PUSH, _REACH = 0.8, 0.3  # largest acceleration of a free body, and the width of its Gaussian
-_SPEED = (0.3, 0.9)  # of free bodies at the start
+_PUSH, _REACH = 0.5, 0.3  # largest acceleration of a free body, and the width of its Gaussian
+_SPEED = (0.4, 0.9)  # of free bodies at the start
 
 
 @dataclass
