@@ -29,12 +29,16 @@ def measure(
         batch=config.batch_size,
     )
     draw(found, folder)
-    quality, other = found.metrics["reconstruction"], found.metrics["jpeg"]
+    quality = found.metrics["reconstruction"]
+    other, bare = found.metrics["jpeg"], found.metrics["jpeg_stream"]
     codebook, cost = found.metrics["codebook"], found.metrics["cost"]
     return found.metrics, [
         f"PSNR {_interval(quality['psnr'])} dB, SSIM {_interval(quality['ssim'])}",
-        f"JPEG at the same {cost['bits_per_image']['mean']:.0f} bits: "
-        f"PSNR {_interval(other['psnr'])} dB, so {_interval(other['gain_psnr'])} dB better",
+        f"JPEG files in {other['bytes']['mean']:.0f} bytes, tokens in "
+        f"{cost['bits_per_image']['mean'] / 8:.0f}: PSNR {_interval(other['psnr'])} dB, so "
+        f"{_interval(other['gain_psnr'])} dB better",
+        f"JPEG with its header for nothing: PSNR {_interval(bare['psnr'])} dB, so "
+        f"{_interval(bare['gain_psnr'])} dB better",
         f"codebook: {_interval(codebook['use'])} of it in use, "
         f"perplexity {codebook['perplexity']['mean']:.0f} of {model.codebook_size}",
         f"{cost['parameters']['mean']:,.0f} parameters, {_interval(cost['ms_per_image'])} ms a "

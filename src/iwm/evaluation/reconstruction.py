@@ -84,10 +84,11 @@ def evaluate(
         timed: pictures reconstructed one at a time, for the time of one.
 
     Returns:
-        Metrics ``reconstruction`` (PSNR in dB, SSIM, LPIPS where the weights are), ``jpeg`` (the
-        same at equal bits, and the paired ``gain_psnr`` and ``gain_ssim``), ``codebook`` (share
-        of codes in use, perplexity), ``cost`` (parameters, ms and bits a picture, compression
-        against raw pixels, memory in GB).
+        Metrics ``reconstruction`` (PSNR in dB, SSIM, LPIPS where the weights are), ``jpeg`` and
+        ``jpeg_stream`` (the same of JPEG at equal bits, counted in two ways, see
+        :mod:`iwm.evaluation.jpeg`; and the paired ``gain_psnr`` and ``gain_ssim``),
+        ``codebook`` (share of codes in use, perplexity), ``cost`` (parameters, ms and bits a
+        picture, compression against raw pixels, memory in GB).
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -98,28 +99,31 @@ def evaluate(
         tokens.append(found.flatten(1).cpu())
         made.append(model.decode(found).cpu())
     ours, codes = torch.cat(made), torch.cat(tokens).numpy()
-    decoded, spent = jpeg.baseline(images.numpy(), model.bits_per_image)
-    theirs = torch.from_numpy(decoded)
     boot = {"resamples": resamples, "seed": seed}
 
     def mean(values: Array) -> Figure:
         return bootstrap_mean(values, episodes, **boot)
 
-    psnr = {name: pixels.psnr(p, images) for name, p in (("made", ours), ("jpeg", theirs))}
-    ssim = {name: pixels.ssim(p, images) for name, p in (("made", ours), ("jpeg", theirs))}
+    psnr, ssim = pixels.psnr(ours, images), pixels.ssim(ours, images)
     metrics: dict[str, Any] = {
-        "reconstruction": {"psnr": mean(psnr["made"]), "ssim": mean(ssim["made"])},
-        "jpeg": {
-            "psnr": mean(psnr["jpeg"]),
-            "ssim": mean(ssim["jpeg"]),
-            "gain_psnr": mean(psnr["made"] - psnr["jpeg"]),
-            "gain_ssim": mean(ssim["made"] - ssim["jpeg"]),
-            "bytes": mean(spent),
-        },
+        "reconstruction": {"psnr": mean(psnr), "ssim": mean(ssim)},
         "codebook": codebook(codes, episodes, model.codebook_size, **boot),
         "cost": cost(model, images[:timed]),
         "notes": {},
     }
+    baselines: dict[str, Tensor] = {}
+    for name, through in (("jpeg", jpeg.at_budget), ("jpeg_stream", jpeg.stream)):
+        decoded, spent = jpeg.baseline(images.numpy(), model.bits_per_image, through)
+        baselines[name] = theirs = torch.from_numpy(decoded)
+        found_psnr, found_ssim = pixels.psnr(theirs, images), pixels.ssim(theirs, images)
+        metrics[name] = {
+            "psnr": mean(found_psnr),
+            "ssim": mean(found_ssim),
+            "gain_psnr": mean(psnr - found_psnr),
+            "gain_ssim": mean(ssim - found_ssim),
+            "bytes": mean(spent),
+        }
+    theirs = baselines["jpeg"]
     network = pixels.lpips_network()
     if network is None:
         metrics["notes"]["lpips"] = (
@@ -130,7 +134,8 @@ def evaluate(
         metrics["jpeg"]["lpips"] = mean(pixels.lpips(theirs, images, network[0]))
         metrics["notes"]["lpips"] = f"{network[0]}, {network[1].name}"
     use = np.bincount(codes.ravel(), minlength=model.codebook_size)
-    return Reconstructions(metrics, images, ours, theirs, psnr["made"], psnr["jpeg"], use)
+    other = pixels.psnr(theirs, images)
+    return Reconstructions(metrics, images, ours, theirs, psnr, other, use)
 
 
 def codebook(

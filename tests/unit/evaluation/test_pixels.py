@@ -80,20 +80,27 @@ def test_lpips_is_left_out_without_weights_and_taken_with_them(
 @given(bits=st.integers(0, 40_000), seed=st.integers(0, 50), size=st.sampled_from([16, 40, 64]))
 def test_jpeg_never_exceeds_its_budget(bits: int, seed: int, size: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8)
-    decoded, spent = jpeg.at_budget(image, bits)
+    decoded, spent = jpeg.stream(image, bits)
     assert decoded.shape == image.shape
     assert 8 * spent <= bits
+    decoded, spent = jpeg.at_budget(image, bits)
+    assert decoded.shape == image.shape
+    if 8 * spent > bits:  # then it is the smallest file, whatever is asked for
+        assert jpeg.at_budget(image, 0)[1] == spent
 
 
 def test_jpeg_gets_better_with_its_budget_and_spends_it() -> None:
     image = pictures(1)[0].numpy()
-    before = -1.0
-    for bits in (1000, 2560, 8000, 20000):
-        decoded, spent = jpeg.at_budget(image, bits)
-        found = float(pixels.psnr(torch.from_numpy(decoded), torch.from_numpy(image)))
-        assert found > before
-        assert spent > 0.5 * bits / 8
-        before = found
+    for through in (jpeg.stream, jpeg.at_budget):
+        before = -1.0
+        for bits in (3000, 4000, 8000, 20000):
+            decoded, spent = through(image, bits)
+            found = float(pixels.psnr(torch.from_numpy(decoded), torch.from_numpy(image)))
+            assert found > before
+            assert 0.5 * bits / 8 < spent <= bits / 8
+            before = found
+    assert jpeg.stream(image, 100)[1] == 3  # a colour
+    assert jpeg.stream(image, 8)[1] == 0  # nothing
 
 
 def test_a_scan_is_counted_without_its_header() -> None:
