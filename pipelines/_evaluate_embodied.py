@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from iwm.agents.codec import TrajectoryCodec
 from iwm.config import Params
 from iwm.data.reader import ShardStore
 from iwm.evaluation.statistics import constant
@@ -13,6 +14,7 @@ from iwm.evaluation.trajectory_pictures import draw
 from iwm.files import write_json
 from iwm.models.registry import load_model
 from iwm.training.distributed import choose_device
+from pipelines._intentions import measure_intentions
 from pipelines._stage import MODELS
 from pipelines._train_trajectories import open_store
 
@@ -29,6 +31,10 @@ def measure(
     model = load_model(MODELS / phase).to(choose_device(params.train[phase].device)).eval()
     found = foretell(model, trajectories, config.split, config.trajectories)
     metrics = figures(found, config.trajectories, config.bootstrap, config.seed)
+    codec = TrajectoryCodec.load(MODELS / phase)
+    metrics["intentions"], said = measure_intentions(
+        model, codec, trajectories, config.split, seed=config.seed
+    )
     draw(found, trajectories, model.state_std.cpu(), config.trajectories, folder)
     write_json(folder / "calibration.json", {"uncertainty": calibration(found)})
     facts = {
@@ -36,7 +42,7 @@ def measure(
         "source": trajectories.info.source,
         "episodes": constant(float(len(set(found.episode.tolist()))), len(found.episode)),
     }
-    return {**facts, **metrics}, list(_lines(metrics, config.trajectories.bound))
+    return {**facts, **metrics}, [*_lines(metrics, config.trajectories.bound), said]
 
 
 def _lines(metrics: dict[str, Any], bound: float) -> Any:

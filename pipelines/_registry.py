@@ -33,6 +33,8 @@ WEIGHTS_FILE = "model.safetensors"
 
 UNCALIBRATED = ("vqvae", "vqvae-dynamics")
 """Models that give pictures: there is no confidence to calibrate."""
+INTENTIONS = "intention.safetensors"
+"""The codec of a world model's plans, which lies beside its weights."""
 TOKENIZER = "tokenizer"
 """Subfolder of token dynamics that holds their tokenizer."""
 
@@ -184,6 +186,8 @@ def write_model_folder(evidence: Evidence, name: str, folder: Path) -> None:
         shutil.copy2(evidence.folder / file, folder / file)
     if evidence.calibration is not None:
         shutil.copy2(evidence.calibration, folder / "calibration.json")
+    if (evidence.folder / INTENTIONS).is_file():
+        shutil.copy2(evidence.folder / INTENTIONS, folder / INTENTIONS)
     if (evidence.folder / TOKENIZER).is_dir():
         shutil.copytree(evidence.folder / TOKENIZER, folder / TOKENIZER)
     write_json(folder / GATE_FILE, evidence.gate)

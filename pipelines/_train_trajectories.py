@@ -12,6 +12,7 @@ from iwm.errors import ConfigError
 from iwm.models.registry import create_model
 from iwm.training.distributed import ranks
 from iwm.training.trainer import Summary, Trainer
+from pipelines._intentions import fit_codec
 from pipelines._provenance import dvc_data_revision, git_commit
 from pipelines._stage import MODELS, TRAJECTORIES
 from pipelines._tracking import MlflowTracker
@@ -104,6 +105,7 @@ def train_trajectories(phase: str, params: Params) -> Summary | None:
 
             loss_curve(read_history(out / "history.jsonl"), out / "loss.png")
             tracker.picture(out / "loss.png")
+            fit_codec(model, store, seed=config.seed).save(out)
             return {
                 "run_id": tracker.run_id,
                 "profile": params.profile,
