@@ -2,6 +2,11 @@
 
 Every figure stands beside that of the last frame shown, which in games is a strong guess, and
 differences are paired: the same window, the same step.
+
+PSNR over all pixels is that of the windows' pooled squared error. A mean of every picture's own
+PSNR would be ruled by moments in which nothing happens: there the last frame is right to the last
+bit, its PSNR has no bound, and how well a game is foretold while it plays would not show. That
+mean is reported beside it (``by_frame``).
 """
 
 from __future__ import annotations
@@ -45,6 +50,57 @@ def paired(
     return {name: bootstrap_mean(v, episodes[whole], **boot) for name, v in kept.items()}
 
 
+def pooled(
+    errors: dict[str, Array],
+    differences: dict[str, tuple[str, str]],
+    episodes: Array,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Figure]:
+    """PSNR of pooled squared errors, in dB, and differences; intervals resample episodes.
+
+    Args:
+        errors: arm -> [N] mean squared errors.
+        differences: name -> (arm, arm whose PSNR is taken from it).
+        episodes: [N] labels.
+        resamples: of the bootstrap; all arms share them.
+        seed: of the bootstrap.
+    """
+    _, label = np.unique(episodes, return_inverse=True)
+    count = np.bincount(label).astype(np.float64)
+    drawn = np.random.default_rng(seed).integers(len(count), size=(resamples, len(count)))
+    size = count[drawn].sum(1)
+    found = {}
+    for arm, values in errors.items():
+        total = np.bincount(label, weights=values)
+        found[arm] = (
+            float(pixels.decibels(values.mean())),
+            pixels.decibels(total[drawn].sum(1) / size),
+        )
+    for name, (one, other) in differences.items():
+        found[name] = found[one][0] - found[other][0], found[one][1] - found[other][1]
+    figures = {}
+    for name, (mean, spread) in found.items():
+        low, high = np.quantile(spread, [0.025, 0.975])
+        figures[name] = {"mean": mean, "low": float(low), "high": float(high), "n": len(episodes)}
+    return figures
+
+
+def _against(
+    errors: dict[str, Array], arms: Sequence[str], episodes: Array, **boot: int
+) -> Figures:
+    """:func:`pooled` with ``gain_<arm>`` for each of ``arms``; ``by_frame``, the mean of every
+    frame's own PSNR.
+    """
+    gains = {f"gain_{arm}": ("model", arm) for arm in arms}
+    own = {arm: pixels.decibels(values) for arm, values in errors.items()}
+    return {
+        **pooled(errors, gains, episodes, **boot),
+        "by_frame": paired(own, episodes, against=arms, **boot),
+    }
+
+
 @torch.no_grad()
 def next_frame(
     model: Dreamer, windows: Windows, imagined: Imagined, present: int, **boot: int
@@ -68,21 +124,21 @@ def next_frame(
     made = imagined.frames[:, 0]
     before, after = (_tokens(model, frames) for frames in (last, true))
     rebuilt = torch.cat([model.tokenizer.decode(t).cpu() for t in torch.split(after, 64)])
-    moved = pixels.moved(true, last)
-    figures: Figures = {}
-    for name, where in (("all", None), ("moving", moved)):
-        arms = {
-            arm: pixels.psnr(frames, true, where)
-            for arm, frames in (("model", made), ("copy_last", last), ("tokenizer", rebuilt))
-        }
-        figures[name] = paired(arms, windows.episode, against=["copy_last"], **boot)
+    arms = {"model": made, "copy_last": last, "tokenizer": rebuilt}
+    errors = {arm: pixels.squared_error(frames, true) for arm, frames in arms.items()}
+    where = pixels.moved(true, last)
+    moving = {arm: pixels.psnr(frames, true, where) for arm, frames in arms.items()}
+    figures: Figures = {
+        "all": _against(errors, ["copy_last"], windows.episode, **boot),
+        "moving": paired(moving, windows.episode, against=["copy_last"], **boot),
+    }
     right = (imagined.tokens == after.cpu()).flatten(1).double().numpy()
     kept = (before == after).flatten(1).double().cpu().numpy()
-    arms = {"model": right.mean(1), "copy_last": kept.mean(1)}
-    figures["tokens"] = paired(arms, windows.episode, against=["copy_last"], **boot)
+    shares = {"model": right.mean(1), "copy_last": kept.mean(1)}
+    figures["tokens"] = paired(shares, windows.episode, against=["copy_last"], **boot)
     changed = np.where(kept.all(1), np.nan, (right * (1 - kept)).sum(1))
-    arms = {"model": changed / np.maximum((1 - kept).sum(1), 1)}
-    figures["changed_tokens"] = paired(arms, windows.episode, against=[], **boot)
+    shares = {"model": changed / np.maximum((1 - kept).sum(1), 1)}
+    figures["changed_tokens"] = paired(shares, windows.episode, against=[], **boot)
     return figures
 
 
@@ -110,27 +166,24 @@ def sequence(windows: Windows, frames: Tensor, present: int, **boot: int) -> Fig
     true = windows.frames[:, present + 1 : present + 1 + steps]
     last = windows.frames[:, present].unsqueeze(1)
     other = _unrelated(windows.episode)
-    arms = {
-        "model": pixels.psnr(frames, true),
-        "copy_last": pixels.psnr(last, true),
-        "unrelated": pixels.psnr(true[torch.from_numpy(other)], true),
+    errors = {
+        "model": pixels.squared_error(frames, true),
+        "copy_last": pixels.squared_error(last, true),
+        "unrelated": pixels.squared_error(true[torch.from_numpy(other)], true),
     }
-    against = ["copy_last", "unrelated"]
-    figures: Figures = {
-        f"k{step + 1}": paired(
-            {name: values[:, step] for name, values in arms.items()},
-            windows.episode,
-            against=against,
-            **boot,
+    figures: Figures = {}
+    for step in range(steps):
+        here = {name: values[:, step] for name, values in errors.items()}
+        figures[f"k{step + 1}"] = _against(
+            here, ["copy_last", "unrelated"], windows.episode, **boot
         )
-        for step in range(steps)
-    }
     span = min(DRIFT_SPAN, steps // 2)
-    lost = {
-        name: arms[name][:, -2 * span : -span].mean(1) - arms[name][:, -span:].mean(1)
-        for name in ("model", "copy_last")
-    }
-    figures["drift"] = paired(lost, windows.episode, against=[], **boot)
+    spans = {}
+    for name in ("model", "copy_last"):
+        spans[f"{name}_before"] = errors[name][:, -2 * span : -span].mean(1)
+        spans[f"{name}_last"] = errors[name][:, -span:].mean(1)
+    lost = {name: (f"{name}_before", f"{name}_last") for name in ("model", "copy_last")}
+    figures["drift"] = pooled(spans, lost, windows.episode, **boot)
     return figures
 
 

@@ -58,13 +58,12 @@ def stream(image: Image8, bits: float) -> tuple[Image8, int]:
         The decoded picture and the bytes counted. Where not even the lowest quality fits, the
         picture's mean colour, which costs 3 bytes; where that does not fit either, black for 0.
     """
-    from simplejpeg import decode_jpeg, encode_jpeg
+    from simplejpeg import decode_jpeg
 
     image, budget = np.ascontiguousarray(image), int(bits // 8)
     best: tuple[float, Image8, int] | None = None
     for subsampling in ("420", "444"):
-        encode = partial(encode_jpeg, image, colorsubsampling=subsampling)
-        found = _best(lambda q, make=encode: make(quality=q), _stream_bytes, budget)
+        found = _best(partial(_encode, image, subsampling), _stream_bytes, budget)
         if found is not None:
             best = _nearer(best, image, decode_jpeg(found), _stream_bytes(found))
     if best is not None:
@@ -110,7 +109,16 @@ def _file_bytes(encoded: bytes) -> int:
     return len(encoded) - _JFIF_BYTES
 
 
+def _encode(image: Image8, subsampling: str, quality: int) -> bytes:
+    """With the standard's own Huffman tables."""
+    from simplejpeg import encode_jpeg
+
+    encoded: bytes = encode_jpeg(image, quality=quality, colorsubsampling=subsampling)
+    return encoded
+
+
 def _save(image: Image8, subsampling: str, quality: int) -> bytes:
+    """With Huffman tables made for the picture, which are smaller."""
     from PIL import Image
 
     with io.BytesIO() as target:

@@ -33,6 +33,13 @@ def decibels(squared_error: Array) -> Array:
     return found
 
 
+def squared_error(made: Tensor, true: Tensor) -> Array:
+    """Mean squared error in levels of 255, uint8 [..., H, W, 3] each -> float64 [...]."""
+    squared = (made.float() - true.float()).square().mean((-3, -2, -1))
+    found: Array = squared.double().cpu().numpy()
+    return found
+
+
 def psnr(made: Tensor, true: Tensor, where: Tensor | None = None) -> Array:
     """PSNR in dB, peak 255, of each picture, at most :data:`CEILING_DB`.
 
@@ -44,9 +51,9 @@ def psnr(made: Tensor, true: Tensor, where: Tensor | None = None) -> Array:
     Returns:
         float64 [...]; NaN where fewer than :data:`FEWEST_MOVED` pixels are asked for.
     """
-    squared = (made.float() - true.float()).square().mean(-1)
     if where is None:
-        return decibels(squared.mean((-2, -1)).double().cpu().numpy())
+        return decibels(squared_error(made, true))
+    squared = (made.float() - true.float()).square().mean(-1)
     count = where.sum((-2, -1)).double()
     total = (squared * where).double().sum((-2, -1))
     mean = torch.where(count >= FEWEST_MOVED, total / count.clamp(min=1), torch.nan)

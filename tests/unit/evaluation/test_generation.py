@@ -64,9 +64,20 @@ def test_a_model_that_copies_the_last_frame_gains_nothing(windows: toydreams.Win
     for name in ("all", "moving", "tokens"):
         gain = figures[name]["gain_copy_last"]
         assert (gain["mean"], gain["low"], gain["high"]) == (0, 0, 0)
+    assert figures["all"]["by_frame"]["gain_copy_last"]["mean"] == 0
     assert figures["changed_tokens"]["model"]["mean"] == 0
     steps = generation.sequence(windows, made.frames, PRESENT, **BOOT)
     assert all(steps[f"k{k}"]["gain_copy_last"]["mean"] == 0 for k in range(1, 11))
+
+
+def test_pooled_psnr_is_of_the_mean_error_and_not_ruled_by_moments_of_rest() -> None:
+    episodes = np.arange(4)
+    errors = {"model": np.full(4, 100.0), "copy_last": np.array([0.0, 0.0, 400.0, 400.0])}
+    figures = generation.pooled(errors, {"gain": ("model", "copy_last")}, episodes, **BOOT)
+    assert figures["model"]["mean"] == pytest.approx(10 * np.log10(255**2 / 100))
+    assert figures["gain"]["mean"] == pytest.approx(10 * np.log10(2))
+    by_frame = pixels.decibels(errors["model"]) - pixels.decibels(errors["copy_last"])
+    assert by_frame.mean() < -10
 
 
 def test_delta_psnr_is_zero_for_a_blind_model_and_positive_for_one_that_listens(
