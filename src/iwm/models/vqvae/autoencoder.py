@@ -49,7 +49,7 @@ class Encoder(nn.Module):
                 layers.append(nn.Conv2d(c.channels[level - 1], channels, 4, stride=2, padding=1))
             layers += [Residual(channels, c.groups) for _ in range(c.blocks)]
         last = c.channels[-1]
-        if c.attention:
+        if c.attention == "both":
             layers.append(Attention(last, c.heads, c.groups))
         layers += [group_norm(last, c.groups), nn.SiLU(), nn.Conv2d(last, c.quantiser.width, 1)]
         self.layers = nn.Sequential(*layers)
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         layers.append(nn.Conv2d(c.quantiser.width, last, 3, padding=1))
         for level, channels in reversed(list(enumerate(c.channels))):
             layers += [Residual(channels, c.groups) for _ in range(c.decoder_blocks)]
-            if level == len(c.channels) - 1 and c.attention:
+            if level == len(c.channels) - 1 and c.attention != "none":
                 layers.append(Attention(last, c.heads, c.groups))
             if level:
                 layers.append(nn.Conv2d(channels, 4 * c.channels[level - 1], 1))
@@ -176,11 +176,23 @@ class VQVAE(nn.Module):
         return self.quantiser.vectors(tokens.long()).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def render(self, vectors: Tensor) -> Tensor:
-        """Pictures uint8 [B, H, W, 3] of code vectors [B, d, h, w], which may lie between codes."""
-        pictures: Tensor = self.decoder(vectors.contiguous(memory_format=torch.channels_last))
-        levels = (pictures.float() + 1).mul_(127.5).round_().clamp_(0, 255)
+    def render(self, vectors: Tensor, remainder: Tensor | None = None) -> Tensor:
+        """Pictures uint8 [B, H, W, 3] of code vectors [B, d, h, w], which may lie between codes.
+
+        Args:
+            vectors: of the tokens.
+            remainder: float [B, 3, H, W] to add, in units of half the range of a channel.
+        """
+        pictures = self.draw(vectors)
+        if remainder is not None:
+            pictures = pictures + remainder
+        levels = (pictures + 1).mul_(127.5).round_().clamp_(0, 255)
         return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def draw(self, vectors: Tensor) -> Tensor:
+        """Pictures float [B, 3, H, W], about [-1, 1], of code vectors [B, d, h, w]."""
+        pictures: Tensor = self.decoder(vectors.contiguous(memory_format=torch.channels_last))
+        return pictures.float()
 
     def pixels(self, images: Tensor) -> Tensor:
         """Pictures uint8 [B, H, W, 3] as the encoder takes them, [B, 3, H, W] in [-1, 1].

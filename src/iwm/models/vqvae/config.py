@@ -87,8 +87,9 @@ class VQVAEConfig:
     """Residual blocks a level, in the encoder."""
     decoder_blocks: Positive = 2
     """Residual blocks a level, in the decoder."""
-    attention: bool = True
-    """Self-attention among the tokens' positions, in encoder and decoder."""
+    attention: Literal["both", "decoder", "none"] = "both"
+    """Where there is self-attention among the tokens' positions: in encoder and decoder, or
+    where it costs a third of a small model's time, in the decoder alone."""
     heads: Positive = 8
     groups: Positive = 32
     """Of the GroupNorms; fewer where a level's channels do not divide."""
@@ -105,7 +106,7 @@ class VQVAEConfig:
                 f"model.image_size {list(self.image_size)} is not a multiple of {self.patch}, the "
                 "pixels a token side that model.stem and model.channels make"
             )
-        if self.attention and self.channels[-1] % self.heads:
+        if self.attention != "none" and self.channels[-1] % self.heads:
             raise ConfigError(
                 f"model.channels: {self.channels[-1]} is not a multiple of model.heads {self.heads}"
             )
@@ -149,6 +150,8 @@ class TokenDynamicsConfig:
     dropout: Share = 0.1
     detail: Positive = 256
     """Channels of the convolutions at single tokens that begin and end the dynamics."""
+    reach: Annotated[int, Field(ge=0, le=8)] = 3
+    """Tokens, up and down and to the sides, from which a token of the next frame is copied."""
     own_share: Share = 0.5
     """Share of input frames that are the model's own predictions in the second half of
     training (grown to from 0), so that dreams stay near what it has learned from."""

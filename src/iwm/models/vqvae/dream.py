@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from iwm.errors import ModelError
+from iwm.models.vqvae.move import Moved, carry
 
 if TYPE_CHECKING:
     from iwm.models.vqvae.dynamics import Past, TokenDynamics
@@ -17,12 +19,23 @@ class Dream:
     """One dream, B rows side by side. Made by :meth:`TokenDynamics.start`.
 
     A step costs one frame's work, however long the dream: of earlier frames the keys and
-    values are kept.
+    values are kept. What the tokens could not say of the last real frame, its *remainder*, is
+    carried along by the same movement that carries the tokens, and is left behind where the
+    picture becomes another: so what stands still stays as sharp as it was seen.
+
+    Args:
+        model: the dynamics.
+        frame: the last real frame, uint8 [B, H, W, 3].
+        vectors: its code vectors [B, d, h, w].
+        past: of the frames before it.
+        generator: draws, when ``temperature`` is above 0.
+        temperature: 0 takes each token's expected vector.
     """
 
     def __init__(
         self,
         model: TokenDynamics,
+        frame: Tensor,
         vectors: Tensor,
         past: Past | None,
         generator: torch.Generator,
@@ -35,6 +48,7 @@ class Dream:
         self.tokens: Tensor | None = None
         """The likeliest or drawn tokens of the present frame, int64 [B, h, w]; ``None`` before
         the first step."""
+        self._remainder = model.tokenizer.pixels(frame) - model.tokenizer.draw(vectors)
 
     @torch.no_grad()
     def step(self, actions: Tensor) -> Tensor:
@@ -50,10 +64,10 @@ class Dream:
             )
         asked = model.known(actions).unsqueeze(1)
         features, self._past = model.features(self.vectors.unsqueeze(1), asked, self._past)
-        self.vectors, self.tokens = choose(
-            model, model.tell(features), self._generator, self._temperature
-        )
-        return model.tokenizer.render(self.vectors)
+        logits, moved = model.tell(features, self.vectors)
+        self.vectors, self.tokens = choose(model, logits, self._generator, self._temperature)
+        self._remainder = carry_remainder(model, self._remainder, moved, self.vectors)
+        return model.tokenizer.render(self.vectors, self._remainder)
 
 
 def choose(
@@ -78,6 +92,25 @@ def choose(
     return model.tokenizer.vectors(tokens), tokens
 
 
+def carry_remainder(
+    model: TokenDynamics, remainder: Tensor, moved: Moved, vectors: Tensor
+) -> Tensor:
+    """A remainder [B, 3, H, W] moved as the tokens were, less where they became others.
+
+    Args:
+        model: the dynamics.
+        remainder: of the frame before.
+        moved: how its tokens moved.
+        vectors: code vectors [B, d, h, w] of the frame after.
+    """
+    patch = model.tokenizer.config.patch
+    carried = carry(F.pixel_unshuffle(remainder, patch), moved.shares)
+    apart = model.tokenizer.quantiser.apart(
+        vectors.permute(0, 2, 3, 1), moved.copied.permute(0, 2, 3, 1)
+    )
+    return F.pixel_shuffle(carried * (-apart).exp().unsqueeze(1), patch)
+
+
 @torch.no_grad()
 def dream_uncached(
     model: TokenDynamics, frames: Tensor, past_actions: Tensor, actions: Tensor
@@ -96,17 +129,21 @@ def dream_uncached(
     Returns:
         uint8 [B, K, H, W, 3].
     """
-    vectors = model.tokenizer.vectors(model.tokenizer.encode(frames.flatten(0, 1)))
+    tokenizer = model.tokenizer
+    vectors = tokenizer.vectors(tokenizer.encode(frames.flatten(0, 1)))
     vectors = vectors.reshape(*frames.shape[:2], *vectors.shape[1:])
+    remainder = tokenizer.pixels(frames[:, -1]) - tokenizer.draw(vectors[:, -1])
     known, pictures = model.known(past_actions), []
     for action in actions.unbind(1):
         known = torch.cat([known, model.known(action).unsqueeze(1)], dim=1)
-        following = torch.empty_like(vectors[:, -1])
-        rows, columns = model.tokenizer.grid
-        for row in range(rows):
-            for column in range(columns):
-                told = model.expected(model.logits(vectors, known)[:, -1])
-                following[:, :, row, column] = told[:, :, row, column]
+        present, following = vectors[:, -1], torch.empty_like(vectors[:, -1])
+        for row in range(tokenizer.grid[0]):
+            for column in range(tokenizer.grid[1]):
+                features = model.features(vectors, known)[0]
+                last = features.view(*vectors.shape[:2], *features.shape[1:])[:, -1]
+                logits, moved = model.tell(last, present)
+                following[:, :, row, column] = model.expected(logits)[:, :, row, column]
+        remainder = carry_remainder(model, remainder, moved, following)
         vectors = torch.cat([vectors, following.unsqueeze(1)], dim=1)
-        pictures.append(model.tokenizer.render(following))
+        pictures.append(tokenizer.render(following, remainder))
     return torch.stack(pictures, 1)

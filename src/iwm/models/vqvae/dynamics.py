@@ -8,7 +8,9 @@ what a single token would throw away; or tokens drawn at a temperature.
 
 Frame *t* enters with the action taken there and leads to frame *t + 1*. Convolutions at single
 tokens fold a frame, and what was new in it since the frame before, into the transformer's
-positions, and unfold its answer beside the frame itself: what does not change is copied there.
+positions, and unfold its answer beside the frame itself. From it each token says where in the
+present frame its vector comes from (:class:`iwm.models.vqvae.move.Move`), so untrained
+dynamics copy the present frame, and what moves is learned as movement.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from iwm.models.vqvae.autoencoder import VQVAE
 from iwm.models.vqvae.config import TokenDynamicsConfig
 from iwm.models.vqvae.dream import Dream
 from iwm.models.vqvae.layers import Residual
+from iwm.models.vqvae.move import Move, Moved
 from iwm.models.vqvae.transformer import Block, Pair, SpaceBlock, TimeBlock
 from iwm.objectives.gather import Part
 from iwm.settings import parse, to_dict
@@ -89,6 +92,7 @@ class TokenDynamics(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         self.unfold = nn.Linear(c.width, c.detail * c.group**2)
         self.shuffle = nn.PixelShuffle(c.group)
+        self.move = Move(quantiser, c.detail, c.reach)
         self.finish = Residual(c.detail, 8)
         self.head = nn.Conv2d(c.detail, sum(quantiser.digits), 1)
         nn.init.zeros_(self.head.weight)
@@ -149,7 +153,7 @@ class TokenDynamics(nn.Module):
         if length > 1:
             past = self.features(vectors[:, :-1], self.known(actions))[1]
         generator = torch.Generator(device=frames.device).manual_seed(seed)
-        return Dream(self, vectors[:, -1], past, generator, temperature)
+        return Dream(self, frames[:, -1], vectors[:, -1], past, generator, temperature)
 
     @torch.no_grad()
     def dream(
@@ -236,10 +240,15 @@ class TokenDynamics(nn.Module):
         begin = max(0, pair[0].shape[3] - self.config.context + 1)
         return pair[0][:, :, :, begin:], pair[1][:, :, :, begin:]
 
-    def tell(self, features: Tensor) -> Tensor:
-        """Logits [M, h, w, sum(digits)] of what features [M, detail, h, w] lead to."""
-        told: Tensor = self.head(F.silu(self.finish(features)))
-        return told.permute(0, 2, 3, 1)
+    def tell(self, features: Tensor, present: Tensor) -> tuple[Tensor, Moved]:
+        """What features [M, detail, h, w] lead to from frames ``present`` [M, d, h, w].
+
+        Returns:
+            Logits [M, h, w, sum(digits)], and what they copied.
+        """
+        moved = self.move(features, present, self.tokenizer.quantiser)
+        told = self.head(F.silu(self.finish(moved.features))).permute(0, 2, 3, 1)
+        return told + moved.logits, moved
 
     def logits(self, vectors: Tensor, actions: Tensor) -> Tensor:
         """Logits [B, T, h, w, sum(digits)] of the frames after each of ``vectors``.
@@ -248,7 +257,8 @@ class TokenDynamics(nn.Module):
             vectors: code vectors [B, T, d, h, w].
             actions: rows of the action table, int64 [B, T].
         """
-        return _windows(self.tell(self.features(vectors, actions)[0]), len(vectors))
+        told = self.tell(self.features(vectors, actions)[0], vectors.flatten(0, 1))[0]
+        return _windows(told, len(vectors))
 
     def digits(self, logits: Tensor) -> list[Tensor]:
         """Logits of each digit's values, from [..., sum(digits)]."""

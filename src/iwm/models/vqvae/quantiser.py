@@ -134,6 +134,35 @@ class Quantiser(nn.Module):
         ]
         return self._values(torch.stack(means, -1))
 
+    def distances(self, vectors: Tensor) -> list[Tensor]:
+        """How far vectors [..., d] are from each digit's values, [..., values]: squared, in
+        steps between levels; for a codebook, in its mean squared distance between codes.
+        """
+        if self.config.kind == "ema":
+            codes = cast(Tensor, self.method.codebook)
+            scale = 2 * codes.var(0).sum() + 1e-8
+            return [
+                torch.cdist(vectors.flatten(0, -2), codes).square().view(*vectors.shape[:-1], -1)
+                / scale
+            ]
+        half = self.levels // 2 if self.config.kind == "fsq" else 0.5
+        places = vectors * half + half
+        return [
+            (place.unsqueeze(-1) - torch.arange(values, device=vectors.device)).square()
+            for place, values in zip(places.unbind(-1), self.digits, strict=True)
+        ]
+
+    def apart(self, some: Tensor, others: Tensor) -> Tensor:
+        """How far vectors [..., d] are from others: squared, in the units of
+        :meth:`distances`, summed over digits.
+        """
+        squared = (some - others).square()
+        if self.config.kind == "ema":
+            codes = cast(Tensor, self.method.codebook)
+            return squared.sum(-1) / (2 * codes.var(0).sum() + 1e-8)
+        half = self.levels // 2 if self.config.kind == "fsq" else 0.5
+        return (squared * half * half).sum(-1)
+
     def _values(self, digits: Tensor) -> Tensor:
         """The numbers that FSQ or LFQ mean by digits, which may be fractions."""
         half = self.levels // 2 if self.config.kind == "fsq" else 0.5

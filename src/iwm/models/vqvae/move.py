@@ -1,0 +1,90 @@
+"""What a token of the next frame copies from the present one.
+
+Much of a next frame is the present one, moved: the view turns, a sprite walks. Each token is
+told a soft choice among the present tokens near by (the kernels of dynamic neural advection,
+arXiv 1605.07157, on code vectors), and values near to what it so copies begin as the likelier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iwm.models.vqvae.config import QuantiserConfig
+from iwm.models.vqvae.quantiser import Quantiser
+
+
+class Move(nn.Module):
+    """A copied vector for each token, and what it says of the next digits.
+
+    Args:
+        quantiser: of the tokens.
+        detail: channels of the features.
+        reach: tokens to each side that may be copied.
+    """
+
+    def __init__(self, quantiser: QuantiserConfig, detail: int, reach: int) -> None:
+        super().__init__()
+        side = 2 * reach + 1
+        self.choose = nn.Conv2d(detail, side * side, 1)
+        self.trust = nn.Conv2d(detail, len(quantiser.digits), 1)
+        self.taken = nn.Conv2d(quantiser.width, detail, 1)
+        stay = torch.zeros(side * side)
+        stay[side * side // 2] = 6.0
+        self.choose.bias = nn.Parameter(stay)
+        self.trust.bias = nn.Parameter(torch.full((len(quantiser.digits),), 3.0))
+        nn.init.normal_(self.choose.weight, std=0.1 / detail**0.5)
+        nn.init.zeros_(self.trust.weight)
+
+    def forward(self, features: Tensor, present: Tensor, quantiser: Quantiser) -> Moved:
+        """Copy.
+
+        Args:
+            features: [M, detail, h, w].
+            present: code vectors [M, d, h, w] of the present frame.
+            quantiser: knows the values of the digits.
+        """
+        shares = self.choose(features).float().softmax(1)
+        copied = carry(present, shares)
+        trust = F.softplus(self.trust(features)).permute(0, 2, 3, 1)
+        likely = [
+            -trust[..., place : place + 1] * distance
+            for place, distance in enumerate(quantiser.distances(copied.permute(0, 2, 3, 1)))
+        ]
+        return Moved(features + self.taken(copied), torch.cat(likely, -1), copied, shares)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What :class:`Move` makes of M frames."""
+
+    features: Tensor
+    """[M, detail, h, w], which know what was copied."""
+    logits: Tensor
+    """[M, h, w, sum(digits)]: values near to what was copied are likelier."""
+    copied: Tensor
+    """Code vectors [M, d, h, w]."""
+    shares: Tensor
+    """[M, (2 reach + 1) ** 2, h, w]: of each token near by in what was copied."""
+
+
+def carry(things: Tensor, shares: Tensor) -> Tensor:
+    """Things at tokens [M, C, h, w], moved: at each token the mean of those near by.
+
+    Args:
+        things: beyond the edge they are as at the edge.
+        shares: [M, (2 reach + 1) ** 2, h, w], in order of rows, then columns, of where from.
+    """
+    rows, columns = things.shape[-2:]
+    side = isqrt(shares.shape[1])
+    edges = F.pad(things, (side // 2,) * 4, mode="replicate")
+    moved = torch.zeros_like(things)
+    # One shift after another: an im2col of all of them takes twenty times as long.
+    for place, share in enumerate(torch.split(shares, 1, dim=1)):
+        down, across = divmod(place, side)
+        moved = moved + share * edges[:, :, down : down + rows, across : across + columns]
+    return moved
