@@ -31,6 +31,15 @@ CAPTIONS: dict[str, str] = {
         "Ordinary transitions against staged anomalies, by surprise. Curves should hug the upper "
         "left corner; the dashed line is guessing."
     ),
+    "paths": (
+        "Six held-out episodes: broad lines are what came, dashed ones what was foretold from the "
+        "first state and the actions alone. The dashed lines should lie on the broad ones."
+    ),
+    "horizon": (
+        "Left, the error of states foretold, the band holding four of five; right, the share within the "
+        "bound. The model should lie below, and right above, every other line up to the last "
+        "step; the dotted line is the error that it expected."
+    ),
     "calibration": (
         "What the model said of its predictions against what came true, on episodes that the "
         "tables were not fitted on. Points should lie on the dashed line."

@@ -273,7 +273,7 @@ def trainer(store: TrajectoryStore, out: Path, **over: Any) -> Trainer:
             "step_dim": 24,
             "objective": {"rollout_steps": [1, 5]},
         },
-        "epochs": 6,
+        "epochs": 10,
         "batch_size": 16,
         "window": 11,
         "precision": "fp32",
