@@ -44,8 +44,15 @@ def command(
 
     app = create_app(shown(model, shards, pictures, device, sessions))
     typer.echo(f"http://{host}:{port}")
-    settings = {"ws": "websockets-sansio", "ws_max_size": MAX_MESSAGE, "log_level": "warning"}
-    uvicorn.run(app, host=host, port=port, **settings)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE,
+        timeout_graceful_shutdown=3,  # pages keep a connection open for as long as they are
+    )
 
 
 def shown(model: Path | None, shards: Path, pictures: Path, device: str, sessions: int) -> Shown:

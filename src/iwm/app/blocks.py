@@ -43,9 +43,10 @@ def theme() -> gradio.themes.Base:
     """Gradio's own, with the fonts that every machine has."""
     import gradio
 
-    return gradio.themes.Default(
+    plain: gradio.themes.Base = gradio.themes.Default(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
+    return plain
 
 
 def style() -> str:
@@ -57,7 +58,8 @@ def build(shown: Shown) -> gradio.Blocks:
     """Everything that is to be seen."""
     import gradio
 
-    with gradio.Blocks(title="iwm play", analytics_enabled=False) as page:
+    page: gradio.Blocks = gradio.Blocks(title="iwm play", analytics_enabled=False)
+    with page:
         gradio.HTML(_heading(shown))
         with gradio.Tab("Play"):
             _play(shown)
@@ -100,7 +102,7 @@ def _reconstruct(shown: Shown) -> None:
                 elem_id="brought",
             )
             another = gradio.Button("A held-out frame", elem_id="another", size="sm")
-        outputs = [
+        outputs: list[Any] = [
             gradio.Image(
                 label=label,
                 format="png",
@@ -165,13 +167,13 @@ def _told(work: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def _shown(codec: Codec, image: Image, caption: str) -> tuple[Any, ...]:
-    from iwm.evaluation.jpeg import at_budget
+    from iwm.evaluation import jpeg
 
     fitted = np.ascontiguousarray(codec.preprocess(image))
     (found,) = codec.reconstruct(fitted[None])
-    jpeg, spent = at_budget(found.original, found.bits)
-    told = figures(found, jpeg, spent, f"{caption}, {image.shape[1]} x {image.shape[0]}")
-    return found.original, found.image, error_map(found), jpeg, told
+    other, spent = jpeg.stream(found.original, found.bits)
+    told = figures(found, other, spent, f"{caption}, {image.shape[1]} x {image.shape[0]}")
+    return found.original, found.image, error_map(found), other, told
 
 
 def error_map(found: Reconstruction) -> Image:
@@ -187,7 +189,7 @@ def figures(found: Reconstruction, jpeg: Image, spent: int, caption: str) -> str
     Args:
         found: the reconstruction.
         jpeg: the same picture through JPEG, in no more bits.
-        spent: bytes that this JPEG took.
+        spent: bytes that this JPEG took, its header left out as the codebook is.
         caption: where the picture is from.
     """
     import torch
@@ -196,9 +198,11 @@ def figures(found: Reconstruction, jpeg: Image, spent: int, caption: str) -> str
 
     height, width = found.original.shape[:2]
     rows, columns = found.tokens
-    other = float(psnr(torch.from_numpy(jpeg), torch.from_numpy(found.original)))
+    made, true = (torch.from_numpy(np.array(one)) for one in (jpeg, found.original))
+    other = float(psnr(made, true))
     told = {
-        "PSNR": f"{found.psnr:.2f} dB (JPEG in {spent} of {found.bits / 8:.0f} bytes: {other:.2f})",
+        "PSNR": f"{found.psnr:.2f} dB",
+        "JPEG": f"{other:.2f} dB in {spent} of {found.bits / 8:.0f} bytes, its header not counted",
         "SSIM": f"{found.ssim:.3f}",
         "tokens": f"{rows} x {columns}, each one of {found.codes:,}",
         "bits": f"{found.bits:,.0f} ({found.bits / (height * width):.2f} a pixel)",

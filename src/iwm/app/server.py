@@ -75,7 +75,7 @@ def create_app(shown: Shown) -> FastAPI:
         return PlainTextResponse("no such picture", 404)
 
     app.add_middleware(_Closed)
-    return gradio.mount_gradio_app(
+    mounted: FastAPI = gradio.mount_gradio_app(
         app,
         blocks.build(shown),
         path="/",
@@ -88,6 +88,7 @@ def create_app(shown: Shown) -> FastAPI:
         theme=blocks.theme(),
         css=blocks.style(),
     )
+    return mounted
 
 
 class _Closed:
