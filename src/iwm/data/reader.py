@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from iwm.data.frames import Image8, decoder
+from iwm.data.shard_plan import check_version
 from iwm.data.shards import (
     SHARD_INDEX_FILE,
     SHARDS_VERSION,
     ShardSet,
-    check_version,
     read_shard_set,
     shard_schema,
 )

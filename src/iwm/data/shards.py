@@ -18,16 +18,15 @@ The same frames and settings give the same bytes, whatever the number of workers
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
 import tarfile
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,15 +34,13 @@ import numpy as np
 
 from iwm.data.config import ShardConfig
 from iwm.data.frames import EXTENSIONS, encode_frames
+from iwm.data.shard_plan import count_frames, data_revision, encoding_tasks, read_usable_frames
 from iwm.errors import ConfigError, DataError
 from iwm.files import atomic_directory, read_json, write_json
 from iwm.gameplay.config import IngestConfig
 from iwm.gameplay.executor import make_executor
 from iwm.gameplay.index import (
-    FRAMES_FOLDER,
     INDEX_SCHEMA,
-    INDEX_VERSION,
-    RECORDINGS_FILE,
     SPLITS,
 )
 from iwm.gameplay.schema import Recording, read_recording
@@ -56,8 +53,6 @@ if TYPE_CHECKING:
 SHARDS_VERSION = 1
 SHARDS_FILE = "shards.json"
 SHARD_INDEX_FILE = "index.parquet"
-
-_CHUNK = 1024  # frames a worker process encodes before it hands them back
 
 
 @settings
@@ -103,59 +98,6 @@ def shard_schema() -> pa.Schema:
     return pa.schema(
         [*INDEX_SCHEMA, *places], metadata={b"iwm.shards.version": str(SHARDS_VERSION).encode()}
     )
-
-
-def check_version(schema: pa.Schema, key: bytes, known: int, path: Path) -> None:
-    """Refuse a table that a newer version of this software wrote.
-
-    Raises:
-        DataError: the version is newer, or missing.
-    """
-    found = (schema.metadata or {}).get(key, b"").decode()
-    if not found.isdigit():
-        raise DataError(f"{path}: has no {key.decode()}; it was not made by iwm")
-    if int(found) > known:
-        raise DataError(
-            f"{path}: version {found} is newer than this software's {known}; upgrade iwm"
-        )
-
-
-def read_usable_frames(index_dir: Path) -> pa.Table:
-    """Rows of the ingestion index with status ``ok``, by recording, episode and step.
-
-    Raises:
-        DataError: the index is missing, damaged, newer than this software or has no such row.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    files = sorted((index_dir / FRAMES_FOLDER).glob("*.parquet"))
-    if not files or not (index_dir / RECORDINGS_FILE).exists():  # it is written last
-        raise DataError(f"{index_dir}: no index there, or an unfinished one; run `iwm ingest`")
-    tables = []
-    for file in files:
-        try:
-            table = pq.read_table(file)
-            check_version(table.schema, b"iwm.index.version", INDEX_VERSION, file)
-            tables.append(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
-            raise DataError(f"{file}: not an index: {' '.join(str(error).split())}") from None
-    table = pa.concat_tables(tables)
-    table = table.filter(pc.equal(table["status"], "ok"))
-    if table.num_rows == 0:
-        raise DataError(f"{index_dir}: no frame in it is usable; see its quarantine.parquet")
-    order = [("recording", "ascending"), ("episode", "ascending"), ("step", "ascending")]
-    return table.sort_by(order).combine_chunks()
-
-
-def data_revision(table: pa.Table) -> str:
-    """Hash of what the frames are, independent of file formats and library versions."""
-    digest = hashlib.sha256()
-    columns = ("key", "split", "action", "action_vector", "reward", "done", "sha1")
-    for row in zip(*(table[name].to_pylist() for name in columns), strict=True):
-        digest.update(repr(row).encode())
-    return digest.hexdigest()
 
 
 def sample_metadata(row: Mapping[str, Any]) -> bytes:
@@ -252,7 +194,9 @@ def pack(
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    places: list[tuple[str, int, int]] = []
+    # Numbers apart from objects: millions of samples have a place each.
+    shard: list[str] = []
+    offset, size = array("q"), array("q")
     try:
         with atomic_directory(out_dir) as folder:
             with ExitStack() as stack:
@@ -265,11 +209,16 @@ def pack(
                         _check_key(row["key"])
                         image = next(supply)
                         writer = writers[row["split"]]
-                        place = writer.write(row["key"], image, sample_metadata(row))
-                        places.append((*place, len(image)))
+                        name, begin = writer.write(row["key"], image, sample_metadata(row))
+                        shard.append(name)
+                        offset.append(begin)
+                        size.append(len(image))
                     advance(batch.num_rows)
-            shard, offset, size = (list(column) for column in zip(*places, strict=True))
-            columns = [*table.columns, pa.array(shard), pa.array(offset), pa.array(size)]
+            columns = [
+                *table.columns,
+                pa.array(shard),
+                *map(pa.array, map(np.asarray, (offset, size))),
+            ]
             index = pa.Table.from_arrays(columns, schema=shard_schema())
             index = pa.concat_tables(
                 [index.filter(pc.equal(index["split"], split)) for split in SPLITS]
@@ -288,9 +237,7 @@ def _describe(
     recordings: Mapping[str, Recording],
     writers: Mapping[str, _SplitWriter],
 ) -> ShardSet:
-    splits = table["split"].to_pylist()
-    columns = (table[name].to_pylist() for name in ("split", "recording", "episode"))
-    episodes = set(zip(*columns, strict=True))
+    frames, episodes = count_frames(table)
     return ShardSet(
         format=cfg.format,
         width=cfg.width,
@@ -298,8 +245,8 @@ def _describe(
         fit=cfg.fit,
         quality=cfg.quality,
         revision=data_revision(table),
-        frames={split: splits.count(split) for split in SPLITS},
-        episodes={split: sum(one[0] == split for one in episodes) for split in SPLITS},
+        frames=frames,
+        episodes=episodes,
         shards=tuple(file for writer in writers.values() for file in writer.files),
         recordings=dict(recordings),
     )
@@ -349,19 +296,9 @@ def _encoded_in_order(
     cfg: ShardConfig,
 ) -> Iterator[bytes]:
     """Encoded images in the table's order; a few chunks ahead of the writer, no more."""
-    names = table["recording"].to_numpy(zero_copy_only=False)
-    frames = table["frame"].to_numpy()
-    largest = int((table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()).max())
-    starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
-    tasks = []
-    for start, end in pairwise(starts):
-        name = str(names[start])
-        for first in range(start, end, _CHUNK):
-            part = frames[first : min(end, first + _CHUNK)]
-            tasks.append((data_dir / name, recordings[name], part, largest, cfg))
     waiting: deque[Future[list[bytes]]] = deque()
     try:
-        for task in tasks:
+        for task in encoding_tasks(data_dir, table, recordings, cfg):
             waiting.append(executor.submit(encode_frames, *task))
             if len(waiting) > 2 * cfg.workers:
                 yield from waiting.popleft().result()

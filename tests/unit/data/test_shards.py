@@ -17,7 +17,8 @@ from PIL import Image
 from iwm.data.config import ShardConfig
 from iwm.data.frames import decoder, encode_frame, resize_frame
 from iwm.data.reader import ShardStore
-from iwm.data.shards import read_shard_set, read_usable_frames
+from iwm.data.shard_plan import read_usable_frames
+from iwm.data.shards import read_shard_set
 from iwm.errors import DataError
 from iwm.gameplay.index import INDEX_SCHEMA
 
