@@ -23,7 +23,7 @@ def pack_bank(folder: Path) -> None:
     from iwm.data.reader import ShardStore
     from iwm.models.saving import read_config
     from iwm.serving.engine import Engine
-    from iwm.serving.models import GENERATIVE
+    from iwm.serving.models import BESIDE
     from iwm.serving.page.bank import write_bank
 
     store = ShardStore(SHARDS)
@@ -33,7 +33,7 @@ def pack_bank(folder: Path) -> None:
     picked = rows[np.unique(np.linspace(0, len(rows) - 1, FRAMES).astype(int))]
     images, captions = list(store.decode(picked)), [_caption(key) for key in store.keys(picked)]
     for config in sorted([*folder.glob("config.json"), *folder.glob("*/config.json")]):
-        if read_config(config.parent)["model"] in GENERATIVE:
+        if read_config(config.parent)["model"] in BESIDE:
             continue  # knows no latents to compare by
         write_bank(config.parent, Engine.load(config.parent, "cpu"), images, captions)
 

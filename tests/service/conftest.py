@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tinydreams import write_dreams
+from tinyembodied import write_embodied
 from tinymodel import write_action_model, write_model
 
 from pipelines._served import Served, served
@@ -16,12 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four models by variant; ``action`` answers, ``vqvae-dynamics`` dreams."""
+    """A folder of five models by variant; ``action`` answers, ``vqvae-dynamics`` dreams,
+    ``embodied`` imagines states.
+    """
     folder = tmp_path_factory.mktemp("models")
     write_action_model(folder / "action")
     write_model(folder / "invariant", seed=1)
     write_model(folder / "equivariant", seed=2)
     write_dreams(folder / "vqvae-dynamics")
+    write_embodied(folder / "embodied")
     return folder
 
 

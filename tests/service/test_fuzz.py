@@ -64,6 +64,11 @@ def bodies() -> list[tuple[str, bytes]]:
         "/plan": {"z_cls": latent, "goal_z_cls": latent, "candidates": 8, "iterations": 2},
         "/surprise": {"z_cls_prev": latent, "action": "attack", "z_cls": latent},
         "/reconstruct": {"image_b64": image},
+        "/imagine": {"state": [0.1] * 6, "target": [1, None, 0, 0, 0, 0], "horizon": 3},
+        "/intention": {
+            **{"agent": "red", "round": 1, "room": "fuzz", "trajectory": [[0.1] * 6] * 3},
+            **{"goal": "flag", "confidence": 0.5, "agents": ["blue"], "wait_ms": 1},
+        },
         "/dream": {"images_b64": [image] * 2, "past_actions": ["noop"], "actions": ["attack"] * 3},
     }
     return [(path, json.dumps(body).encode()) for path, body in calls.items()]

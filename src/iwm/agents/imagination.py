@@ -98,6 +98,9 @@ class ImaginedTrajectoryGenerator:
         goals: Sequence[Goal] = (),
         *,
         previous: npt.NDArray[Any] | None = None,
+        plans: npt.NDArray[Any] | None = None,
+        rollouts: int | None = None,
+        horizon: int | None = None,
         seed: int = 0,
     ) -> Imagination:
         """Imagine.
@@ -109,6 +112,10 @@ class ImaginedTrajectoryGenerator:
                 model's own reward otherwise.
             previous: [B, H, A], what each agent chose a step ago: its rest is the first plan to
                 be imagined again. A policy makes its own plans.
+            plans: [H, A], [n, H, A] or [B, n, H, A], to be imagined instead of the policy or
+                random plans.
+            rollouts: n, where not the generator's own.
+            horizon: H, where not the generator's own.
             seed: of plans and draws.
 
         Raises:
@@ -120,15 +127,22 @@ class ImaginedTrajectoryGenerator:
         count = len(here)
         if goals and len(goals) != count:
             raise ModelError(f"goals: expected one for each of {count} states, given {len(goals)}")
-        plans = None if self.policy is not None else self._plans(count, previous, seed)
+        n, steps = rollouts or self.rollouts, horizon or self.horizon
+        policy: Policy | Tensor | None = self.policy
+        if plans is not None:
+            given = torch.as_tensor(np.asarray(plans, np.float32))
+            policy = _fitted(given, (count, n, steps, self.model.action_dim))
+        elif policy is None:
+            policy = self._plans((count, n, steps, self.model.action_dim), previous, seed)
         targets = self._targets(goals)
         parts = min(self._workers, count)
         edges = [count * i // parts for i in range(parts + 1)]
         spans = [slice(*edges[i : i + 2]) for i in range(parts)]
-        found = list(self._pool.map(partial(self._part, here, plans, targets, seed), spans))
+        part = partial(self._part, here, policy, targets, (n, steps, seed))
+        found = list(self._pool.map(part, spans))
 
         def joined(name: str) -> Any:
-            arrays = [getattr(part, name).cpu().numpy() for part in found]
+            arrays = [getattr(one, name).cpu().numpy() for one in found]
             return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
         returns = joined("returns")
@@ -143,43 +157,44 @@ class ImaginedTrajectoryGenerator:
     def _part(
         self,
         here: Tensor,
-        plans: Tensor | None,
+        policy: Policy | Tensor | None,
         targets: Tensor | None,
-        seed: int,
+        settings: tuple[int, int, int],
         span: slice,
     ) -> Imagined:
         reward = None
         if targets is not None:
             reward = partial(_nearness, targets[span], self.model.state_std)
-        policy = self.policy if plans is None else plans[span]
-        found = self.model.imagine(
-            here[span], policy, self.rollouts, self.horizon, seed=seed, reward=reward
-        )
+        if isinstance(policy, Tensor):
+            policy = policy[span]
+        n, steps, seed = settings
+        found = self.model.imagine(here[span], policy, n, steps, seed=seed, reward=reward)
         assert found.states is not None  # decoded here, beside the other threads
         return found
 
-    def _plans(self, count: int, previous: npt.NDArray[Any] | None, seed: int) -> Tensor:
-        """[B, n, H, A]."""
+    def _plans(
+        self, shape: tuple[int, int, int, int], previous: npt.NDArray[Any] | None, seed: int
+    ) -> Tensor:
+        """[B, n, H, A], random, but for the first of each agent where it chose before."""
         from iwm.models.embodied.imagine import random_plans
 
-        config = self.model.config
-        generator = torch.Generator().manual_seed(seed)
+        count, n, steps, width = shape
         drawn = random_plans(
-            self.rollouts,
-            self.horizon,
-            config.action_dim,
-            discrete=bool(config.vocabulary),
+            n,
+            steps,
+            width,
+            discrete=bool(self.model.config.vocabulary),
             hold=HOLD,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
         )
-        plans = drawn.expand(count, -1, -1, -1)
+        plans = drawn.expand(shape)
         if previous is None:
             return plans
         before = torch.as_tensor(np.asarray(previous, np.float32))
-        if before.shape != (count, self.horizon, config.action_dim):
+        if before.shape != (count, steps, width):
             raise ModelError(
                 f"previous: shape {list(before.shape)}, expected [B, H, A] = "
-                f"{[count, self.horizon, config.action_dim]}"
+                f"{[count, steps, width]}"
             )
         plans = plans.clone()
         plans[:, 0] = torch.cat([before[:, 1:], before[:, -1:]], 1)
@@ -203,8 +218,19 @@ def _alone() -> None:
     torch.set_num_threads(1)
 
 
+def _fitted(plans: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Plans as [B, n, H, A]."""
+    if not 2 <= plans.ndim <= 4 or plans.shape != shape[-plans.ndim :]:
+        raise ModelError(
+            f"plans: shape {list(plans.shape)}, expected [B, n, H, A] = {list(shape)}, or its last "
+            "three or two dimensions"
+        )
+    return plans.expand(shape)
+
+
 def _nearness(targets: Tensor, scale: Tensor, states: Tensor, _: Tensor) -> Tensor:
     """Rewards [B, n, H] whose sum is minus the mean RMS distance to the targets [B, S]."""
+    targets = targets.to(states)
     matters = ~targets.isnan()
     weights = matters / scale
     off = (states - targets.nan_to_num()[:, None, None]) * weights[:, None, None]

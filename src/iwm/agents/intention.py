@@ -133,14 +133,11 @@ class IntentionCompressor:
             NotJson: not JSON.
             DataError: JSON that is no intention.
         """
-        if not isinstance(message, str):
-            raise NotJson("intention: expected text")
-        if len(message) > MAX_BYTES or _size(message) > MAX_BYTES:
-            raise TooLong(f"intention: expected text of at most {MAX_BYTES} bytes")
+        _check_size(message)
         return self._remembered(message)
 
     def _read(self, message: str) -> Intention:
-        fields = _fields(message)
+        fields = fields_of(message)
         features = None
         if "p" in fields:
             features = self.codec.decode([fields["p"]])[0]
@@ -203,13 +200,22 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _fields(message: str) -> dict[str, Any]:
-    """The checked fields of a message.
+def _check_size(message: Any) -> None:
+    if not isinstance(message, str):
+        raise NotJson("intention: expected text")
+    if len(message) > MAX_BYTES or _size(message) > MAX_BYTES:
+        raise TooLong(f"intention: expected text of at most {MAX_BYTES} bytes")
+
+
+def fields_of(message: str) -> dict[str, Any]:
+    """The fields of a message as they are written; whether its plan is one, a codec knows.
 
     Raises:
+        TooLong: more than :data:`MAX_BYTES` bytes.
         NotJson: not JSON.
         DataError: JSON that is no intention.
     """
+    _check_size(message)
     try:
         fields = json.loads(message, parse_constant=_refuse_constant)
     except ValueError:

@@ -17,6 +17,8 @@ from iwm.client.results import (
     DreamResult,
     DualResult,
     EncodeResult,
+    ImagineResult,
+    IntentionResult,
     ModelCard,
     PlanResult,
     PredictResult,
@@ -220,6 +222,87 @@ class IWMClient(Connection):
         """
         pngs = await asyncio.to_thread(lambda: [png_of(image) for image in images])
         return await self._send(calls.dream(pngs, actions, past_actions, seed))
+
+    async def imagine(
+        self,
+        state: Numbers,
+        target: Numbers | None = None,
+        *,
+        actions: Sequence[str] | None = None,
+        action_seq: Rows | None = None,
+        rollouts: int = 10,
+        horizon: int | None = None,
+        seed: int = 0,
+        every: bool = False,
+    ) -> ImagineResult:
+        """Imagine the futures of a state, and choose the best.
+
+        Args:
+            state: ``[S]``.
+            target: ``[S]``, a state to get to, NaN in what does not matter; the model's own
+                reward judges if ``None``.
+            actions: one plan by name; or
+            action_seq: by numbers ``[H, A]``; random plans without one.
+            rollouts: futures.
+            horizon: steps; as long as the plan, or the model's own, if ``None``.
+            seed: of plans and draws.
+            every: also answer the states of all futures.
+        """
+        return await self._send(
+            calls.imagine(
+                state,
+                target=target,
+                actions=actions,
+                action_seq=action_seq,
+                rollouts=rollouts,
+                horizon=horizon,
+                seed=seed,
+                every=every,
+            )
+        )
+
+    async def intention(
+        self,
+        agent: str,
+        round: int,
+        *,
+        room: str | None = None,
+        text: str | None = None,
+        trajectory: Rows | None = None,
+        goal: str | float | Sequence[float] = "",
+        confidence: float = 1.0,
+        outcome: float | None = None,
+        agents: Sequence[str] = (),
+        wait_ms: int = 0,
+    ) -> IntentionResult:
+        """Say what an agent means to do in a round, and hear the others.
+
+        Args:
+            agent: who.
+            round: of the agents' common clock.
+            room: where others read it; nobody does if ``None``.
+            text: an intention, compressed already; or
+            trajectory: ``[H, S]`` of a plan, to be compressed by the service's codec.
+            goal: what for: a name, a number or a list of numbers.
+            confidence: in [0, 1].
+            outcome: the return expected.
+            agents: whose intentions of this round are awaited,
+            wait_ms: so long at most.
+        """
+        return await self._send(
+            calls.intention(
+                agent,
+                round,
+                room=room,
+                text=text,
+                trajectory=trajectory,
+                goal=goal,
+                confidence=confidence,
+                outcome=outcome,
+                agents=list(agents),
+                wait_ms=wait_ms,
+            )
+        )
 
     async def close(self) -> None:
         """Close the connections."""

@@ -188,3 +188,18 @@ def dream(
     """``POST /dream``."""
     body = _json(images_b64=list(pngs), actions=list(actions), past_actions=past_actions, seed=seed)
     return Call("POST", "/dream", body, results.read_dream)
+
+
+def imagine(state: Numbers, **wanted: Any) -> Call[results.ImagineResult]:
+    """``POST /imagine``; ``wanted`` holds the other keys of the request."""
+    target = wanted.pop("target", None)
+    if target is not None:  # JSON has no NaN: what does not matter is null
+        numbers = np.asarray(target, np.float64)
+        wanted["target"] = [None if np.isnan(number) else float(number) for number in numbers]
+    return Call("POST", "/imagine", _json(state=state, **wanted), results.read_imagined)
+
+
+def intention(agent: str, round: int, **said: Any) -> Call[results.IntentionResult]:
+    """``POST /intention``; ``said`` holds the other keys of the request."""
+    body = _json(agent=agent, round=round, **said)
+    return Call("POST", "/intention", body, results.read_intention)

@@ -144,6 +144,53 @@ class DreamResult:
 
 
 @dataclass(frozen=True)
+class ImagineResult:
+    """The best of the imagined futures: ``states [H, S]``, ``actions [H, A]``, their names where
+    they have any, expected RMSE of the states in standard deviations ``uncertainty [H]``.
+
+    ``best``: its place among ``returns [n]``; ``all_states [n, H, S]`` where asked for.
+    """
+
+    best: int
+    returns: Floats
+    confidence: float
+    states: Floats
+    actions: Floats
+    action_names: tuple[str, ...] | None
+    uncertainty: Floats
+    all_states: Floats | None
+    milliseconds: float
+    timestamp: float
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Another agent's intention; ``plan [H, S]`` where the service compressed it."""
+
+    agent: str
+    text: str
+    goal: str | float | tuple[float, ...]
+    confidence: float | None
+    outcome: float | None
+    plan: Floats | None
+
+
+@dataclass(frozen=True)
+class IntentionResult:
+    """An intention of ``size`` bytes, and what the others in the room mean to do this round.
+
+    ``stale``: agents whose newest intention is of another round; ``missing``: awaited in vain.
+    """
+
+    intention: str
+    size: int
+    others: tuple[Heard, ...]
+    stale: tuple[str, ...]
+    missing: tuple[str, ...]
+    timestamp: float
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What the service says of its model; ``None``, empty or NaN where it does not say.
 
@@ -294,6 +341,45 @@ def read_dream(answer: Any) -> DreamResult:
         np.stack([_pixels(text) for text in answer["frames_b64"]]),
         _names(answer["actions"]),
         float(answer["milliseconds"]),
+        float(answer["timestamp"]),
+    )
+
+
+def read_imagined(answer: Any) -> ImagineResult:
+    """The answer of ``/imagine``."""
+    names = answer["action_names"]
+    return ImagineResult(
+        int(answer["best"]),
+        _floats(answer["returns"]),
+        float(answer["confidence"]),
+        _floats(answer["states"]),
+        _floats(answer["actions"]),
+        None if names is None else _names(names),
+        _floats(answer["uncertainty"]),
+        _maybe(answer["all_states"]),
+        float(answer["milliseconds"]),
+        float(answer["timestamp"]),
+    )
+
+
+def read_intention(answer: Any) -> IntentionResult:
+    """The answer of ``/intention``."""
+    return IntentionResult(
+        str(answer["intention"]),
+        int(answer["bytes"]),
+        tuple(
+            Heard(
+                str(one["agent"]),
+                str(one["text"]),
+                tuple(one["goal"]) if isinstance(one["goal"], list) else one["goal"],
+                one["confidence"],
+                one["outcome"],
+                _maybe(one["plan"]),
+            )
+            for one in answer["others"]
+        ),
+        _names(answer["stale"]),
+        _names(answer["missing"]),
         float(answer["timestamp"]),
     )
 

@@ -16,6 +16,8 @@ from iwm.client.results import (
     DreamResult,
     DualResult,
     EncodeResult,
+    ImagineResult,
+    IntentionResult,
     ModelCard,
     PlanResult,
     PredictResult,
@@ -169,6 +171,62 @@ class SyncIWMClient(Connection):
         """Imagine the frames that actions lead to."""
         pngs = [png_of(image) for image in images]
         return self._send(calls.dream(pngs, actions, past_actions, seed))
+
+    def imagine(
+        self,
+        state: Numbers,
+        target: Numbers | None = None,
+        *,
+        actions: Sequence[str] | None = None,
+        action_seq: Rows | None = None,
+        rollouts: int = 10,
+        horizon: int | None = None,
+        seed: int = 0,
+        every: bool = False,
+    ) -> ImagineResult:
+        """The futures of a state, and the best of them."""
+        return self._send(
+            calls.imagine(
+                state,
+                target=target,
+                actions=actions,
+                action_seq=action_seq,
+                rollouts=rollouts,
+                horizon=horizon,
+                seed=seed,
+                every=every,
+            )
+        )
+
+    def intention(
+        self,
+        agent: str,
+        round: int,
+        *,
+        room: str | None = None,
+        text: str | None = None,
+        trajectory: Rows | None = None,
+        goal: str | float | Sequence[float] = "",
+        confidence: float = 1.0,
+        outcome: float | None = None,
+        agents: Sequence[str] = (),
+        wait_ms: int = 0,
+    ) -> IntentionResult:
+        """Say what an agent means to do in a round, and hear the others."""
+        return self._send(
+            calls.intention(
+                agent,
+                round,
+                room=room,
+                text=text,
+                trajectory=trajectory,
+                goal=goal,
+                confidence=confidence,
+                outcome=outcome,
+                agents=list(agents),
+                wait_ms=wait_ms,
+            )
+        )
 
     def close(self) -> None:
         """Close the connections."""

@@ -11,6 +11,7 @@ import numpy as np
 from starlette.responses import Response
 
 from iwm.serving import imagery, wire
+from iwm.serving.embodied import facts as embodied_facts
 from iwm.serving.wire import Floats, RequestError
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def model_card(models: Models) -> dict[str, Any]:
         "streams": list(models.streams),
         "stream_models": {name: _stream(engine) for name, engine in models.streams.items()},
         "generative": imagery.facts(models.dreamer),
+        "embodied": embodied_facts(models.imaginer),
         "device": str(engine.device),
         "precision": engine.numbers.precision,
     }

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
-from iwm.serving import answers, calls, direct, imagery, messages, openapi, page
+from iwm.serving import answers, calls, direct, imagery, intentions, messages, openapi, page
 from iwm.serving.config import ServiceConfig
 from iwm.serving.runtime import Runtime
 from iwm.serving.wire import RequestError
@@ -23,6 +23,8 @@ CALLS: dict[str, calls.Call] = {
     "surprise": calls.surprise,
     "reconstruct": imagery.reconstruct,
     "dream": imagery.dream,
+    "imagine": intentions.imagine,
+    "intention": intentions.intention,
 }
 
 
@@ -75,7 +77,7 @@ def _add_facts(app: FastAPI, held: Runtime) -> None:
         """Prometheus text: answers, latencies, requests pending and waiting, reloads."""
         gauges = {
             "pending": held.admission.pending,
-            "waiting": held.batcher.waiting + held.planner.waiting + held.dreams.waiting,
+            "waiting": held.waiting,
             "model_loaded": int(held.models is not None),
         }
         kind = "text/plain; version=0.0.4; charset=utf-8"

@@ -38,6 +38,8 @@ class Limits:
     """Horizon x candidates x iterations."""
     max_dream_steps: Positive = 32
     """Actions of a dream."""
+    max_imagined: Positive = 256
+    """Futures imagined from one state."""
     max_pending: Positive = 64
     """Requests in work or waiting; one more is answered 503."""
     max_batch: Positive = 32

@@ -26,6 +26,7 @@ from iwm.data.augment import AUG_DIM
 from iwm.errors import DataError, ModelError
 from iwm.files import read_json
 from iwm.models.iwm import Prediction
+from iwm.models.thin import thin
 from iwm.serving.actions import position
 from iwm.serving.calibration import CALIBRATION_FILE, Calibration
 from iwm.serving.config import Precision
@@ -101,6 +102,7 @@ class Engine:
         self.folder = folder
         self.device = choose_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
+        thin(self.model)
         self.numbers = Numbers(self.model, self.device, precision)
         self.calibration = calibration
         self.card = card or {}

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from iwm.serving import imagery
+from iwm.serving import imagery, intentions
 
 if TYPE_CHECKING:
     from iwm.serving.models import Models
@@ -35,13 +35,16 @@ class Examples:
         variant = models.variant if models else "core"
         variants = tuple(models.streams) if models and models.streams else STREAM_NAMES
         dreams = imagery.examples(png(), models.dreamer if models else None, TIMESTAMP)
+        futures = intentions.examples(models.imaginer if models else None, TIMESTAMP)
         return cls(
             {
                 **_requests(latent(width), actions, by_name=bool(names) or engine is None),
                 **dreams[0],
+                **futures[0],
             },
             {
                 **dreams[1],
+                **futures[1],
                 **_answers(latent(width), actions[:2]),
                 "encode": {
                     "z_cls": latent(width),
@@ -180,6 +183,7 @@ def _model(models: Models | None, variant: str, width: int, patches: int) -> dic
         "streams": [],
         "stream_models": {},
         "generative": None,
+        "embodied": None,
         "device": "cpu",
         "precision": "float32",
     }

@@ -21,6 +21,7 @@ from iwm.serving.models import load_variant
 
 if TYPE_CHECKING:
     from iwm.serving.dreaming import Dreamer
+    from iwm.serving.embodied import Imaginer
     from iwm.serving.engine import Engine
     from iwm.serving.runtime import Runtime
 
@@ -89,7 +90,7 @@ class Follower:
             logger.info("%s: %s answers from now on", variant, engine.name)
         return True
 
-    def _newer(self, variant: str, card: Mapping[str, Any]) -> Engine | Dreamer | None:
+    def _newer(self, variant: str, card: Mapping[str, Any]) -> Engine | Dreamer | Imaginer | None:
         folder = Path(tempfile.mkdtemp(prefix="iwm-champion-"))
         config = self._runtime.config
         try:

@@ -253,6 +253,7 @@ class ModelResponse(BaseModel):
     streams: list[str] = Field(description="Variants behind /encode_dual; empty without")
     stream_models: dict[str, dict[str, Any]]
     generative: dict[str, Any] | None = Field(description="Behind /reconstruct and /dream")
+    embodied: dict[str, Any] | None = Field(description="Behind /imagine and /intention")
     device: str
     precision: str
 

@@ -1,10 +1,11 @@
 """The models of one service: the one that answers, and what stands beside it.
 
-The two streams behind /encode_dual, and the generative model behind /reconstruct and /dream.
+The two streams behind /encode_dual, the generative model behind /reconstruct and /dream, the
+world model of states behind /imagine and /intention.
 
 A folder holds one model (``config.json`` in it), or several: a folder a variant, and
 ``models.json`` with ``{"default": VARIANT}`` where one is meant to answer. Only what answers
-is loaded: the chosen variant, the streams, the generative model.
+is loaded: the chosen variant, the streams, the generative model, the one of states.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from iwm.files import read_json
 from iwm.models.saving import read_config
 from iwm.serving.config import RANDOM, ServiceConfig
 from iwm.serving.dreaming import DYNAMICS, TOKENIZER, Dreamer, load_dreamer
+from iwm.serving.embodied import EMBODIED, Imaginer, load_imaginer
 from iwm.serving.engine import Engine
 from iwm.serving.precision import load_checked
 
@@ -26,8 +28,8 @@ CONFIG_FILE = "config.json"
 MODELS_FILE = "models.json"
 STREAMS = ("invariant", "equivariant")
 """Variants of the semantic and the equivariant stream."""
-GENERATIVE = (DYNAMICS, TOKENIZER)
-"""Variants that know no latents: they never answer by themselves."""
+BESIDE = (DYNAMICS, TOKENIZER, EMBODIED)
+"""Variants that know no latents of images: they never answer by themselves."""
 PREFERRED = ("action", "core")
 """Which variant answers where nobody says."""
 
@@ -42,11 +44,15 @@ class Models:
     streams: Mapping[str, Engine] = field(default_factory=dict)
     """Variant -> engine: both of :data:`STREAMS`, or none."""
     dreamer: Dreamer | None = None
+    imaginer: Imaginer | None = None
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """Variant -> card of every loaded model."""
         cards = {name: engine.card for name, engine in self.engines().items()}
-        return cards if self.dreamer is None else {**cards, DYNAMICS: self.dreamer.card}
+        for name, beside in ((DYNAMICS, self.dreamer), (EMBODIED, self.imaginer)):
+            if beside is not None:
+                cards[name] = beside.card
+        return cards
 
     def engines(self) -> dict[str, Engine]:
         """Variant -> every loaded engine."""
@@ -56,10 +62,16 @@ class Models:
         """The same variants, some by newer ones, as :func:`load_variant` loads them."""
         streams = {name: newer.get(name, engine) for name, engine in self.streams.items()}
         main = newer.get(self.variant, self.main)
-        return Models(main, self.variant, streams, newer.get(DYNAMICS, self.dreamer))
+        return Models(
+            main,
+            self.variant,
+            streams,
+            newer.get(DYNAMICS, self.dreamer),
+            newer.get(EMBODIED, self.imaginer),
+        )
 
 
-def load_variant(variant: str, folder: Path, config: ServiceConfig) -> Engine | Dreamer:
+def load_variant(variant: str, folder: Path, config: ServiceConfig) -> Engine | Dreamer | Imaginer:
     """Load one model, warmed up.
 
     Raises:
@@ -68,6 +80,8 @@ def load_variant(variant: str, folder: Path, config: ServiceConfig) -> Engine | 
     """
     if variant == DYNAMICS:
         return load_dreamer(folder, config.device)
+    if variant == EMBODIED:
+        return load_imaginer(folder, config.device)
     return load_checked(folder, config.device, config.precision)
 
 
@@ -100,14 +114,18 @@ def load_models(config: ServiceConfig) -> Models:
         for name in dict.fromkeys((variant, *streams))
     }
     dreamer = load_dreamer(folders[DYNAMICS], config.device) if DYNAMICS in folders else None
-    return Models(engines[variant], variant, {name: engines[name] for name in streams}, dreamer)
+    imaginer = load_imaginer(folders[EMBODIED], config.device) if EMBODIED in folders else None
+    return Models(
+        engines[variant], variant, {name: engines[name] for name in streams}, dreamer, imaginer
+    )
 
 
 def _can_answer(variant: str, where: Path) -> None:
-    if variant in GENERATIVE:
+    if variant in BESIDE:
+        folder = EMBODIED if variant == EMBODIED else DYNAMICS
         raise ModelError(
             f"{where}: {variant} is served beside a model of latents: put it into a folder "
-            f"{DYNAMICS}/ next to action/ or core/"
+            f"{folder}/ next to action/ or core/"
         )
 
 
@@ -145,7 +163,7 @@ def choose(folders: Mapping[str, Path], wanted: str | None, path: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path / MODELS_FILE}: names no default: {error!r}") from None
     if wanted is None:
-        others = sorted(folders, key=lambda name: name in GENERATIVE)
+        others = sorted(folders, key=lambda name: name in BESIDE)
         wanted = next((name for name in PREFERRED if name in folders), others[0])
     _can_answer(wanted, path)
     if wanted not in folders:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from iwm.serving import imagery, messages
+from iwm.serving import imagery, intentions, messages
 from iwm.serving.examples import Examples
 from iwm.serving.wire import ErrorResponse
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "An image world model: encode frames, predict and roll out latents, plan, notice surprise; "
-    "reconstruct images and dream frames, where a generative model stands beside it. "
+    "reconstruct images and dream frames, where a generative model stands beside it; imagine "
+    "futures of states and pass intentions between agents, where a world model of states does. "
     "Every refusal is one JSON object whose `detail` names the field and what was expected."
 )
 REFERENCE = "#/components/schemas/{model}"
@@ -35,6 +36,8 @@ REQUESTS: dict[str, type[BaseModel]] = {
     "surprise": messages.SurpriseRequest,
     "reconstruct": imagery.ReconstructRequest,
     "dream": imagery.DreamRequest,
+    "imagine": intentions.ImagineRequest,
+    "intention": intentions.IntentionRequest,
 }
 RESPONSES: dict[str, type[BaseModel]] = {
     "encode": messages.EncodeResponse,
@@ -45,6 +48,8 @@ RESPONSES: dict[str, type[BaseModel]] = {
     "surprise": messages.SurpriseResponse,
     "reconstruct": imagery.ReconstructResponse,
     "dream": imagery.DreamResponse,
+    "imagine": intentions.ImagineResponse,
+    "intention": intentions.IntentionResponse,
 }
 REFUSALS = (400, 401, 403, 404, 408, 413, 422, 503)
 
@@ -103,6 +108,8 @@ class Document:
         if (models := self._runtime.models) and models.dreamer:
             for images in _arrays(schemas["DreamRequest"]["properties"]["images_b64"]):
                 images["maxItems"] = models.dreamer.context
+        if models and models.imaginer:
+            intentions.fit(schemas, models.imaginer)
         for name in REQUESTS:
             operation = document["paths"][f"/{name}"]["post"]
             operation["requestBody"] = _body(name, examples)
@@ -182,6 +189,8 @@ def _bound(schemas: dict[str, Any], limits: Limits) -> None:
     plan["candidates"]["maximum"] = limits.max_plan_candidates
     plan["iterations"]["maximum"] = limits.max_plan_iterations
     schemas["DreamRequest"]["properties"]["actions"]["maxItems"] = limits.max_dream_steps
+    imagine = schemas["ImagineRequest"]["properties"]
+    imagine["rollouts"]["maximum"] = limits.max_imagined
     for field in ("aug_seq", "actions"):
         for array in _arrays(schemas["RolloutRequest"]["properties"][field]):
             array["maxItems"] = limits.max_steps

@@ -17,12 +17,14 @@ import numpy as np
 from iwm.errors import ConfigError, DataError, IwmError, ModelError
 from iwm.serving.batching import Batcher
 from iwm.serving.config import ServiceConfig
+from iwm.serving.embodied import Board
 from iwm.serving.limits import Admission
 from iwm.serving.metrics import Metrics
 from iwm.serving.wire import Floats, RequestError
 
 if TYPE_CHECKING:
     from iwm.serving.dreaming import Codec, Dreamer, Reconstruction
+    from iwm.serving.embodied import Imaginer
     from iwm.serving.engine import Engine
     from iwm.serving.jobs import Job, PlanJob, SurpriseJob
     from iwm.serving.models import Models
@@ -34,7 +36,7 @@ logger = logging.getLogger("iwm.serving")
 NOT_FINITE = "z_cls: expected a latent of this model; from this one it predicts no finite numbers"
 CALLS = (
     *("encode", "predict", "rollout", "encode_dual", "plan", "surprise"),
-    *("reconstruct", "dream"),
+    *("reconstruct", "dream", "imagine", "intention"),
 )
 
 
@@ -50,6 +52,7 @@ class Runtime:
         engine: ``None`` until (or unless) the weights are there.
         streams: engines of both streams by variant, or none.
         dreamer: the generative model beside them, or none.
+        imaginer: the world model of states beside them, or none.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Runtime:
         engine: Engine | None = None,
         streams: Mapping[str, Engine] | None = None,
         dreamer: Dreamer | None = None,
+        imaginer: Imaginer | None = None,
     ) -> None:
         self.config = config
         self.models: Models | None = None
@@ -65,7 +69,7 @@ class Runtime:
             from iwm.serving.models import Models
 
             variant = config.model_variant or engine.variant
-            self.models = Models(engine, variant, streams or {}, dreamer)
+            self.models = Models(engine, variant, streams or {}, dreamer, imaginer)
         self.reason = "no model folder is set (IWM_MODEL_PATH)"
         self.device = str(engine.device) if engine else config.device
         self.admission = Admission(config.limits)
@@ -82,6 +86,9 @@ class Runtime:
         self.planner: Batcher[PlanJob, Planned] = Batcher(_plan, 1, "iwm-plan")
         # A dream, too: frame by frame, each from the one before.
         self.dreams: Batcher[Callable[[], Any], Any] = Batcher(_each, 1, "iwm-dream")
+        # Futures take milliseconds; behind a dream they would wait for a second.
+        self.futures: Batcher[Callable[[], Any], Any] = Batcher(_each, 1, "iwm-imagine")
+        self.board = Board()
         # Decoding releases the GIL; two threads keep ahead of the model on small machines.
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="iwm-decode")
         self.started = time.monotonic()
@@ -188,6 +195,16 @@ class Runtime:
         """What ``work`` returns, once those who asked before are served."""
         return await self.dreams.submit(None, work)
 
+    async def imagine(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns, once those who asked before are served."""
+        return await self.futures.submit(None, work)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in all queues."""
+        queues = (self.batcher, self.planner, self.dreams, self.futures)
+        return sum(queue.waiting for queue in queues)
+
     def _compute(self, key: Hashable, items: Sequence[Any]) -> Sequence[Any]:
         """One batch, in the model's thread. Items of a key have equal shapes."""
         assert isinstance(key, tuple)
@@ -207,6 +224,7 @@ class Runtime:
         self.batcher.close()
         self.planner.close()
         self.dreams.close()
+        self.futures.close()
         self.decoders.shutdown(wait=True, cancel_futures=True)
 
 
