@@ -58,24 +58,35 @@ def _run_id(client: Any, evidence: Evidence) -> str | None:
         return None
 
 
+def _signature(kind: str) -> Any:
+    """What a model of this name in the model registry takes and gives, for MLflow."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from pipelines._registry import UNCALIBRATED
+
+    def floats(dimensions: int, name: str | None = None) -> TensorSpec:
+        return TensorSpec(np.dtype("float32"), (-1,) * dimensions, name)
+
+    if kind == "embodied":
+        taken = Schema([floats(2, "state"), floats(3, "actions")])
+        return ModelSignature(inputs=taken, outputs=Schema([floats(3)]))
+    pictures = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))
+    given = pictures if kind in UNCALIBRATED else floats(2)
+    return ModelSignature(inputs=Schema([pictures]), outputs=Schema([given]))
+
+
 def _log(client: Any, evidence: Evidence, config: RegisterConfig, name: str) -> Any:
     """Log the model and make a version of it."""
     import warnings
 
     import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
     from pipelines import _registry
     from pipelines._mlflow import experiment_id
 
-    pictures = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))
-    latents = TensorSpec(np.dtype("float32"), (-1, -1))
-    generative = _registry.model_name(evidence.folder) in _registry.UNCALIBRATED
-    signature = ModelSignature(
-        inputs=Schema([pictures]), outputs=Schema([pictures if generative else latents])
-    )
+    signature = _signature(_registry.model_name(evidence.folder))
     run_id = _run_id(client, evidence)
     opened = (
         mlflow.start_run(run_id=run_id, log_system_metrics=False)

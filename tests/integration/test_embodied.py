@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from tinymodel import tiny_action_model
@@ -109,6 +110,15 @@ def test_from_particles_to_a_gate_and_the_registry(checkout: Path) -> None:
     path.write_text(yaml.safe_dump(params))
     succeed(checkout, "gate", "embodied")
     assert "champion" in succeed(checkout, "register", "embodied")
+
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{checkout}/mlruns/mlflow.db")
+    registered = mlflow.pyfunc.load_model("models:/iwm-embodied@champion")
+    window = store.windows(np.array([0, 1]), 5)
+    given = {"state": window.states[:, 0].numpy(), "actions": window.actions[:, :4].numpy()}
+    told = model.predict(window.states[:, 0], window.actions[:, :4]).numpy()
+    np.testing.assert_array_equal(registered.predict(given), told)
 
     params["train"]["embodied"]["model"]["state_dim"] = 9
     path.write_text(yaml.safe_dump(params))
