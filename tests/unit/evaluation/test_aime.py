@@ -10,12 +10,15 @@ import torch
 from tinyaime import tiny, windows
 
 from iwm.data.batch import Batch
+from iwm.data.reader import ShardStore
 from iwm.errors import DataError
 from iwm.evaluation.aime import (
     Bounds,
     compare_bounds,
     effective_components,
+    episode_labels,
     held_out_bounds,
+    held_out_windows,
     measure,
     moving_psnr,
     open_loop,
@@ -48,6 +51,19 @@ def test_psnr_looks_at_moving_pixels_only() -> None:
     half[0, :, :8] = 0.4
     assert moving_psnr(half, target, last) == pytest.approx(20, abs=1e-3)
     assert moving_psnr(half, last[None], last) is None
+
+
+def test_windows_are_spread_over_the_held_out_play(tiny_store: ShardStore) -> None:
+    found = held_out_windows(
+        tiny_store, "test", window=6, count=10, batch_size=4, vocabulary=tiny_store.all_actions()
+    )
+    assert [len(batch) for batch in found] == [4, 4, 2]
+    assert found[0].images.shape[1:3] == (6, 3)
+    keys = [key for batch in found for key in batch.keys]
+    assert len(set(keys)) == 10
+    assert len({episode_labels(batch)[0] for batch in found}) == 3  # not one episode's beginning
+    every = held_out_windows(tiny_store, "test", window=6, count=10**6, batch_size=64)
+    assert set(keys) <= {key for batch in every for key in batch.keys}
 
 
 def test_a_better_bound_is_a_gain_with_its_interval() -> None:

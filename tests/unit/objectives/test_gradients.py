@@ -166,6 +166,15 @@ def test_one_loss_carries_the_balanced_gradient_through_a_plain_trainer() -> Non
     torch.testing.assert_close(found, want)
 
 
+def test_a_plain_sum_takes_one_backward_pass_to_the_same_gradient() -> None:
+    one, other = (nn.Linear(3, 2) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    balanced_loss(tasks_of(one), one.parameters(), Balancer()).backward()
+    torch.stack(tasks_of(other)).sum().backward()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
 def test_the_state_goes_into_a_checkpoint() -> None:
     one, other = RGB().size(3, 50), RGB().size(3, 50)
     one.combine(rows(3).float())

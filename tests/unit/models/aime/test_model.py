@@ -14,6 +14,7 @@ from tinyaime import TINY, sequences, tiny, windows
 
 from iwm.data.reader import ShardStore
 from iwm.errors import ConfigError, ModelError, TrainingError
+from iwm.models.aime.imagine import foretold
 from iwm.models.registry import create_model, load_model
 from iwm.objectives.aime import TASKS
 from iwm.objectives.gather import Part
@@ -234,6 +235,41 @@ def test_the_first_imagined_prior_is_that_of_the_sequence() -> None:
     torch.testing.assert_close(found.h[:, 0], outputs["h_t"][:, 2], atol=0.02, rtol=0)
     distance = (found.z[:, :1] - outputs["mu_k"][:, 3]).abs().amax(-1).amin(-1)
     assert distance.max() < 0.02  # the heaviest component's mean is one of them
+
+
+@torch.no_grad()
+def test_frames_foretold_in_training_are_those_of_a_rollout() -> None:
+    model = tiny().eval()
+    model.encoder.head[-1].bias[4:] = -40  # sample and mean agree
+    observations, actions = sequences(length=9)
+    outputs = model.forward_sequence(observations, actions)
+    frames, inside = foretold(model, outputs, actions, 5)
+    found = model.rollout(observations[:, :4], actions[:, :8], 5, "mean")
+    assert found.frames is not None
+    torch.testing.assert_close(frames.clamp(0, 1), found.frames, atol=5e-3, rtol=0)
+    assert inside.all()
+    with pytest.raises(ModelError, match="9 frames are too short to foretell 9; expected at least"):
+        foretold(model, outputs, actions, 9)
+
+
+def test_what_is_foretold_teaches_the_prior_and_stops_at_an_episodes_end() -> None:
+    model = tiny(loss={"lambda_open_loop": 2.0, "horizon": 4})
+    observations, actions = sequences()
+    dones = torch.zeros(2, 6, dtype=torch.bool)
+    dones[:, 3] = True  # frames 4 and 5 are of another episode
+    losses, outputs = model.compute_total_loss(observations, actions, dones)
+    frames, inside = outputs["foretold"]
+    assert inside.tolist() == [[True, True, False, False]] * 2
+    error = 0.5 * (frames - observations[:, 2:]).square().flatten(2).sum(-1)[:, :2].mean() / 16
+    torch.testing.assert_close(losses["open_loop"], error)
+    rest = losses["total_predictive"] - 2 * losses["open_loop"]
+    plain = losses["attention_kl"] + 0.1 * losses["attention_dynamics"] + losses["diversity"]
+    torch.testing.assert_close(rest, plain)
+    losses["open_loop"].backward()
+    for part in (model.prior.common, model.prior.own, model.recurrence.context_ahead[0]):
+        assert part.weight.grad is not None
+        assert part.weight.grad.any()
+    assert model.recurrence.lstm.weight_ih_l0.grad[:, -3:].any()
 
 
 def test_many_candidates_from_one_state() -> None:

@@ -13,7 +13,8 @@ from tinyaime import sequences, tiny
 from iwm.models.aime.attention import over_positions
 from iwm.models.aime.config import AIMEConfig
 from iwm.models.aime.dynamics import Recurrence, shifted
-from iwm.models.aime.prior import LOG_VARIANCE, STICK, bounded, log_variance
+from iwm.models.aime.prior import LOG_VARIANCE, STICK, DPGMMPrior, bounded, log_variance
+from iwm.objectives.elbo import gaussian_kl
 
 
 def begin(batch: int, length: int) -> torch.Tensor:
@@ -165,6 +166,29 @@ def test_a_single_gaussian_is_a_mixture_of_one() -> None:
     assert losses["kl_sticks"] == losses["kl_alpha"] == losses["entropy"] == 0
 
 
+def test_whatever_the_prior_the_rest_starts_alike() -> None:
+    """So a mixture and a single Gaussian can be compared in pairs."""
+    one, other = tiny().state_dict(), tiny(max_components=1).state_dict()
+    assert all(torch.equal(one[name], value) for name, value in other.items())
+    assert {name.split(".")[1] for name in one.keys() - other.keys()} == {"sticks", "own"}
+
+
+def test_components_start_apart_but_within_reach_of_each_other() -> None:
+    """Far ones would never win a frame, and what they are to learn goes by the frames won."""
+    torch.manual_seed(0)
+    prior = DPGMMPrior(AIMEConfig())
+    mixture = prior(torch.randn(64, 512), torch.randn(64, 256))
+    both = (mixture.mean.detach(), mixture.log_variance.detach())
+    first, rest = ([x[:, :1] for x in both], [x[:, 1:] for x in both])
+    apart = gaussian_kl(*rest, *first)
+    assert float(apart.min()) > 0.1
+    assert float(apart.max()) < 10
+    # What all share moves with the state far more than what a component adds.
+    common = both[0].mean(1)
+    own = (both[0] - common.unsqueeze(1)).std(0).mean()
+    assert float(own) < 0.5 * float(common.std(0).mean())
+
+
 # -- 3: dynamics --------------------------------------------------------------------------
 
 
@@ -179,6 +203,14 @@ def test_each_gate_is_orthogonal_and_the_forget_gate_is_open() -> None:
     assert (bias[1] == 1).all()
     assert (bias[[0, 2, 3]] == 0).all()
     assert recurrence.input_dim == 298
+
+
+def test_an_action_is_heard_beside_hundreds_of_other_inputs() -> None:
+    recurrence = tiny().recurrence
+    rows = recurrence.lstm.weight_ih_l0.detach()
+    action, rest = rows[:, -3:].square().sum(0), rows[:, :-3].square().sum()
+    assert (action > 0.5 * rest).all()
+    assert (action < 2 * rest).all()
 
 
 @torch.no_grad()
