@@ -24,6 +24,7 @@ class Summary:
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
     registry: dict[str, dict[str, Any]] = field(default_factory=dict)
     package: dict[str, Any] = field(default_factory=dict)
+    milestones: dict[str, Any] = field(default_factory=dict)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def collect(params: Params) -> Summary:
         gates={phase: _read(REPORTS / "gates" / f"{phase}.json") for phase in names},
         registry={phase: _read(Path(f"artifacts/registry/{phase}.json")) for phase in names},
         package=_read(Path("artifacts/package.json")),
+        milestones=_read(REPORTS / "milestones.json"),
     )
 
 
@@ -142,6 +144,9 @@ def _facts(found: Summary, elapsed_s: float) -> list[tuple[str, str]]:
         if entry:
             alias = entry.get("alias") or "no alias"
             rows.append((f"registry {phase}", f"{entry['model']} v{entry['version']} ({alias})"))
+    if found.milestones:
+        capable = f"{found.milestones['percentage']:.1f} % of the capabilities"
+        rows.append(("milestones", f"{capable}: reports/milestones.html"))
     if found.package:
         smoke = found.package.get("smoke", {})
         latencies = ", ".join(
