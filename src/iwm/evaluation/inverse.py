@@ -18,7 +18,7 @@ from iwm.progress import Progress
 
 Array = np.ndarray[Any, Any]
 
-_SIDE = 64
+_SIDE = 32
 """Pictures are brought to this size, in pixels: actions move more than the finest detail."""
 
 
@@ -33,40 +33,49 @@ class InverseDynamics(nn.Module):
     def __init__(self, actions: int, width: int = 24) -> None:
         super().__init__()
         layers, channels = list[nn.Module](), 9
-        for wider in (width, 2 * width, 4 * width, 4 * width):
+        for wider in (width, 2 * width, 4 * width):
             layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.BatchNorm2d(wider)]
             layers += [nn.ReLU()]
             channels = wider
         self.features = nn.Sequential(*layers)
-        side = _SIDE // 16
-        self.head = nn.Linear(channels * side**2, actions)
+        self.head = nn.Linear(channels * (_SIDE // 8) ** 2, actions)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] each -> logits [N, actions]."""
-        first, second = (_planes(frames) for frames in (before, after))
-        both = torch.cat([first, second, second - first], 1)
+        """Small pictures float [N, 3, 32, 32] in levels of 255 -> logits [N, actions]."""
+        both = torch.cat([before, after, after - before], 1) / 127.5 - 1
+        both = both.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.head(self.features(both).flatten(1))
         return logits
 
     @torch.no_grad()
     def read(self, before: Tensor, after: Tensor, choices: Tensor, batch: int = 512) -> Tensor:
-        """The likeliest actions int64 [N] among each pair's ``choices`` [N, actions] bool."""
+        """The likeliest actions int64 [N] among each pair's ``choices`` [N, actions] bool.
+
+        Args:
+            before: uint8 [N, H, W, 3].
+            after: the frames that follow.
+            choices: actions that there are.
+            batch: pairs at once.
+        """
         self.eval()
         device = self.head.weight.device
         parts = []
         for at in torch.split(torch.arange(len(before)), batch):
-            logits = self(before[at].to(device), after[at].to(device)).cpu()
-            parts.append(logits.masked_fill(~choices[at], -torch.inf).argmax(1))
+            pair = (small(frames[at]).to(device) for frames in (before, after))
+            parts.append(self(*pair).cpu().masked_fill(~choices[at], -torch.inf).argmax(1))
         return torch.cat(parts)
 
 
-def _planes(frames: Tensor) -> Tensor:
-    planes = frames.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    planes = planes.float() / 127.5 - 1
-    if planes.shape[-2:] != (_SIDE, _SIDE):
-        planes = F.interpolate(planes, (_SIDE, _SIDE), mode="bilinear", antialias=True)
-    return planes
+def small(frames: Tensor, batch: int = 512) -> Tensor:
+    """uint8 [N, H, W, 3] -> float [N, 3, 32, 32] in levels of 255."""
+    parts = [
+        F.interpolate(
+            some.permute(0, 3, 1, 2).float(), (_SIDE, _SIDE), mode="bilinear", antialias=True
+        )
+        for some in torch.split(frames, batch)
+    ]
+    return torch.cat(parts)
 
 
 def train_reader(
@@ -77,7 +86,7 @@ def train_reader(
     device: torch.device,
     batch: int = 128,
     learning_rate: float = 3e-3,
-    noise: float = 4.0,
+    noise: float = 2.0,
     seed: int = 0,
 ) -> InverseDynamics:
     """Train a reader on real pairs.
@@ -89,23 +98,22 @@ def train_reader(
         device: to train on.
         batch: pairs a step.
         learning_rate: the highest, of a one-cycle course.
-        noise: standard deviation in levels of 255, of noise on the pictures: what is read shall
-            not hang on the last bit, which a tokenizer does not keep.
+        noise: standard deviation in levels of 255, of noise on the small pictures: what is read
+            shall not hang on the last bit, which a tokenizer does not keep.
         seed: of weights, order and noise.
     """
+    before, after = (small(pairs.frames[:, place]) for place in (0, 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = InverseDynamics(actions).to(device).train()
-        optimiser = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.01)
+        optimiser = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.05)
         course = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
         order = torch.randint(len(pairs), (steps, batch))
         with Progress("train the action reader", steps, "steps") as progress:
             for at in order:
-                frames = pairs.frames[at].to(device)
-                grain = (noise * torch.randn(frames.shape)).to(device)
-                frames = (frames + grain).clamp(0, 255)
-                logits = reader(frames[:, 0], frames[:, 1])
-                loss = F.cross_entropy(logits, pairs.actions[at, 0].to(device))
+                both = torch.stack([before[at], after[at]])
+                both = (both + noise * torch.randn(both.shape)).clamp(0, 255).to(device)
+                loss = F.cross_entropy(reader(*both), pairs.actions[at, 0].to(device))
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

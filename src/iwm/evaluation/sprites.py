@@ -2,8 +2,10 @@
 
 The world is played afresh, in episodes that were never recorded, so that for every frame the
 background, every sprite's own picture and every position are known. A sprite is looked for in an
-imagined frame where drawing it on the known background explains the pixels best; it is there if
-that explains them better than the bare background does (a likelihood ratio under white noise).
+imagined frame where it fits best against how much it stands out from the known background; it is
+there if the pixels are nearer to it than to the background. Sprites that are lost on their
+background, or look like another, are left out: those that the same search does not find in the
+last true frame shown. From there a sprite is looked for no farther than any can move.
 """
 
 from __future__ import annotations
@@ -32,6 +34,14 @@ Array = np.ndarray[Any, Any]
 
 VISIBLE = 0.5
 """A sprite counts, and its place is held against the truth, while this share of it is seen."""
+_THERE = 0.5
+"""How sure :func:`locate` must be for a sprite to be there: half the squared error explained."""
+_STRICT = 3.0
+"""How much a misfit weighs against standing out: another sprite stands out as well."""
+_OFF = 2.0
+"""Pixels by which a sprite may be misplaced in a true frame and still be one that can be told."""
+_SPEED = 0.1
+"""Of the fastest, the player, a tic, in sides of the picture: 3 pixels of 32."""
 _TRIES = 64
 """Fresh episodes tried for each window that is wanted."""
 
@@ -52,11 +62,14 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Staged:
-    """Windows of fresh play, and of each its background [H, W, 3] and its sprites."""
+    """Windows of fresh play, and of each its background [H, W, 3] and its sprites; ``speed``:
+    pixels a frame along each axis that no sprite exceeds.
+    """
 
     windows: Windows
     backgrounds: list[Array]
     sprites: list[list[Sprite]]
+    speed: float
 
 
 def stage(
@@ -130,6 +143,7 @@ def stage(
         ),
         backgrounds,
         sprites,
+        _SPEED * min(plan.width, plan.height) * plan.frame_skip,
     )
 
 
@@ -143,33 +157,46 @@ def _sprite(number: int, layer: tuple[Array, Array], truths: list[dict[int, Any]
     return Sprite(picture, mask, place, seen)
 
 
-def locate(frames: Tensor, background: Array, sprite: Sprite) -> tuple[Array, Array]:
+def locate(
+    frames: Tensor,
+    background: Array,
+    sprite: Sprite,
+    around: Array | None = None,
+    reach: Array | None = None,
+) -> tuple[Array, Array]:
     """Where a sprite is in pictures of a known background.
 
     Args:
         frames: uint8 [K, H, W, 3].
         background: uint8 [H, W, 3].
         sprite: what to look for.
+        around: centre (x, y) that it is looked for around; anywhere when None.
+        reach: pixels along each axis from there that are looked through, [K].
 
     Returns:
         Centres (x, y) in pixels [K, 2], and how sure [K]: 1 where the pixels are the sprite's
-        own, -1 where they are the background's; it is there above 0.
+        own, 0 where they are the background's, less where they are neither.
     """
     shape = torch.from_numpy(sprite.mask).float()[None, None]
     template = torch.from_numpy(sprite.picture).float().permute(2, 0, 1)[None] * shape
-    ground = torch.from_numpy(background).float().permute(2, 0, 1)[None]
-    seen = frames.permute(0, 3, 1, 2).float()
     size = template.square().sum()
-    plain = (ground.square() - 2 * seen * ground).sum(1, keepdim=True)
-    # Squared error of the bare background minus that of the sprite drawn on it, at each place,
-    # and what that is where the sprite is truly there.
-    gain = F.conv2d(seen, 2 * template) - size + F.conv2d(plain, shape)
-    power = size - F.conv2d(ground, 2 * template)
-    power = power + F.conv2d(ground.square().sum(1, keepdim=True), shape)
-    flat = gain.flatten(1)
-    best = flat.argmax(1)
-    rows, columns = best // gain.shape[-1], best % gain.shape[-1]
-    sure = flat.gather(1, best[:, None])[:, 0] / power.flatten()[best].clamp(min=1)
+
+    def error(pictures: Tensor) -> Tensor:
+        """Squared error of the sprite at each place, [K, rows, columns]."""
+        planes = pictures.permute(0, 3, 1, 2).float()
+        own = F.conv2d(planes.square().sum(1, keepdim=True), shape)
+        return (own - 2 * F.conv2d(planes, template) + size)[:, 0]
+
+    missed, power = error(frames), error(torch.from_numpy(background)[None])
+    score = power - _STRICT * missed
+    if around is not None and reach is not None:
+        x, y = (torch.arange(side) + len(sprite.mask) / 2 for side in score.shape[:0:-1])
+        far = torch.maximum((x - around[0]).abs()[None, :], (y - around[1]).abs()[:, None])
+        score = score.masked_fill(far > torch.from_numpy(reach)[:, None, None], -torch.inf)
+    best = score.flatten(1).argmax(1)
+    rows, columns = best // power.shape[-1], best % power.shape[-1]
+    left = missed.flatten(1).gather(1, best[:, None])[:, 0]
+    sure = 1 - left / power.flatten()[best].clamp(min=1)
     half = len(sprite.mask) / 2
     return torch.stack([columns, rows], 1).numpy() + half, sure.numpy()
 
@@ -230,15 +257,21 @@ def _errors(
         for number, sprite in enumerate(sprites):
             seen = sprite.seen[present + at]
             gone = np.isnan(sprite.place[present + at, 0])
-            if sprite.seen[present] < VISIBLE:
+            if not _can_be_told(staged, window, sprite, present):
                 continue
             if frames is None:
                 place = np.broadcast_to(sprite.place[present], (len(steps), 2))
                 there = np.ones(len(steps), bool)
             else:
                 shown = frames[window][torch.from_numpy(at - 1)]
-                place, sure = locate(shown, staged.backgrounds[window], sprite)
-                there = sure > 0
+                place, sure = locate(
+                    shown,
+                    staged.backgrounds[window],
+                    sprite,
+                    sprite.place[present],
+                    staged.speed * at,
+                )
+                there = sure > _THERE
             error = np.linalg.norm(place - sprite.place[present + at], axis=1)
             error[seen < VISIBLE] = np.nan
             if number == 0:
@@ -257,3 +290,13 @@ def _errors(
             )
             found["count"][:, window] = np.abs(counted - true)
     return found
+
+
+def _can_be_told(staged: Staged, window: int, sprite: Sprite, present: int) -> bool:
+    """Whether a sprite is seen in the last true frame shown, and found where it is."""
+    if sprite.seen[present] < VISIBLE:
+        return False
+    frame = staged.windows.frames[window, present : present + 1]
+    place, sure = locate(frame, staged.backgrounds[window], sprite)
+    off = float(np.linalg.norm(place[0] - sprite.place[present]))
+    return bool(sure[0] > _THERE) and off <= _OFF
