@@ -125,10 +125,10 @@ class CausalBlock(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, earlier_k: Tensor, earlier_v: Tensor, back: Tensor
     ) -> Tensor:
-        scale = q.shape[-1] ** -0.5
-        own = (q * k).sum(-1, keepdim=True) * scale + self.distance_bias[:, :1].unsqueeze(1)
         if not back.shape[1]:
             return v
+        scale = q.shape[-1] ** -0.5
+        own = (q * k).sum(-1, keepdim=True) * scale + self.distance_bias[:, :1].unsqueeze(1)
         history = self.distance_bias.shape[1]
         bias = self.distance_bias[:, back.clamp(0, history - 1)]
         bias = bias.masked_fill((back < 1) | (back >= history), float("-inf"))
