@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Image = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 16_777_216
+CACHE_S = 3600
+"""Pictures that were brought or drawn are deleted after so many seconds."""
 SIDE = 240
 """Pixels that a picture is shown high."""
 ERROR_LEVELS = 64
@@ -58,7 +60,9 @@ def build(shown: Shown) -> gradio.Blocks:
     """Everything that is to be seen."""
     import gradio
 
-    page: gradio.Blocks = gradio.Blocks(title="iwm play", analytics_enabled=False)
+    page: gradio.Blocks = gradio.Blocks(
+        title="iwm play", analytics_enabled=False, delete_cache=(CACHE_S, CACHE_S)
+    )
     with page:
         gradio.HTML(_heading(shown))
         with gradio.Tab("Play"):
