@@ -36,9 +36,9 @@ CAPTIONS: dict[str, str] = {
         "first state and the actions alone. The dashed lines should lie on the broad ones."
     ),
     "horizon": (
-        "Left, the error of states foretold, the band holding four of five; right, the share within the "
-        "bound. The model should lie below, and right above, every other line up to the last "
-        "step; the dotted line is the error that it expected."
+        "Left, the error of states foretold; four of five lie in the band. Right, the share "
+        "within the bound. The model should lie below every other line on the left and above it "
+        "on the right, up to the last step; the dotted line is the error that it expected."
     ),
     "calibration": (
         "What the model said of its predictions against what came true, on episodes that the "

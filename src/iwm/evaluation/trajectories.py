@@ -109,7 +109,7 @@ def linear(start: Tensor, actions: Tensor, store: TrajectoryStore) -> Tensor:
     """States [M, K, S] of the least-squares step ``s' = M [s, a, 1]``, fed with its own.
 
     The fit is on the training split, with a ridge of a millionth of the data's scale. Numbers
-    are clamped to the range that training saw: unstable fits would otherwise overflow.
+    are kept within three times the range that training saw: an unstable fit would overflow.
     """
     items = store.episodes("train")
     at = torch.cat([torch.arange(i.first, i.first + i.states - 1) for i in items])
@@ -119,6 +119,7 @@ def linear(start: Tensor, actions: Tensor, store: TrajectoryStore) -> Tensor:
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     step = torch.linalg.solve(gram + ridge, seen.T @ store.states[at + 1].double()).float()
     low, high = store.states[at].amin(0), store.states[at].amax(0)
+    low, high = low - (high - low), high + (high - low)
     here, along = start, []
     for action in actions.unbind(1):
         here = torch.cat([here, action, torch.ones(len(here), 1)], 1) @ step
