@@ -28,8 +28,9 @@ from iwm.agents.codec import MAX_CODE, Floats, TrajectoryCodec
 from iwm.errors import DataError
 
 MAX_BYTES = 49
-MIN_PLAN = 18
-"""Characters that a plan must get before an outcome or a confidence may take space."""
+PLAN_FIRST = {"o": 26, "c": 16, "p": 8}
+"""Characters that a plan must get for the key to be written beside it. What others do with an
+intention, they do with its plan; an outcome is written where it costs the plan little."""
 _REMEMBERED = 1024
 DROPPED_FIRST = ("o", "c", "p")
 Goal = str | int | float | tuple[int | float, ...]
@@ -69,10 +70,8 @@ class Intention:
 class IntentionCompressor:
     """Makes intentions of trajectories, and reads them; both sides hold the same codec."""
 
-    def __init__(self, codec: TrajectoryCodec, *, min_plan: int = MIN_PLAN) -> None:
-        if not 1 <= min_plan <= MAX_CODE:
-            raise DataError(f"min_plan: expected 1 to {MAX_CODE}, given {min_plan}")
-        self.codec, self.min_plan = codec, min_plan
+    def __init__(self, codec: TrajectoryCodec) -> None:
+        self.codec = codec
         self._remembered = lru_cache(maxsize=_REMEMBERED)(self._read)
 
     def compress(
@@ -105,19 +104,15 @@ class IntentionCompressor:
             if not math.isfinite(outcome):
                 raise DataError(f"outcome: expected a finite number, given {outcome}")
             fields["o"] = _two_digits(outcome)
-        for given_up in range(len(DROPPED_FIRST) + 1):
-            kept = {k: v for k, v in fields.items() if k not in DROPPED_FIRST[:given_up]}
-            if "p" in DROPPED_FIRST[:given_up]:
-                message, room = _written(kept), 0
-            else:
-                message = _written({**kept, "p": ""})
-                room = min(MAX_BYTES - _size(message), MAX_CODE)
-                if room < self.min_plan:
-                    continue
-                code = self.codec.encode(np.asarray(states), room)
-                message = _written({**kept, "p": code})
-            if _size(message) <= MAX_BYTES:
-                return message
+        for key in DROPPED_FIRST:
+            room = min(MAX_BYTES - _size(_written({**fields, "p": ""})), MAX_CODE)
+            needed = PLAN_FIRST[next(name for name in DROPPED_FIRST if name in (*fields, "p"))]
+            if room >= needed:
+                return _written({**fields, "p": self.codec.encode(np.asarray(states), room)})
+            fields.pop(key, None)
+        message = _written(fields)
+        if _size(message) <= MAX_BYTES:
+            return message
         raise DataError(
             f"goal: expected at most {MAX_BYTES - _size(_written({'g': ''}))} bytes, "
             f"given {_size(str(goal))}"

@@ -15,8 +15,8 @@ from tokenizers_of_others import counts
 from iwm.agents.codec import FILE, TrajectoryCodec
 from iwm.agents.intention import (
     MAX_BYTES,
-    MIN_PLAN,
     IntentionCompressor,
+    PLAN_FIRST,
     NotJson,
     TooLong,
     Trajectory,
@@ -71,7 +71,7 @@ def has_fewer_than_fifty_tokens(case: Any) -> None:
     order = [key for key in ("p", "c", "o") if key in kept]
     assert order in (["p", "c", "o"], ["p", "c"], ["p"], [])
     if "p" in kept:
-        assert len(kept["p"]) >= MIN_PLAN
+        assert len(kept["p"]) >= PLAN_FIRST[order[-1]]
         assert np.isfinite(said.trajectory).all()
 
 
@@ -135,7 +135,9 @@ def test_a_shorter_trajectory_waits_at_its_end() -> None:
 def test_a_trajectory_brings_its_outcome() -> None:
     plan = Trajectory(WALKS[0], np.zeros((20, 1), np.float32), 3.14, np.zeros(20, np.float32))
     said = COMPRESSORS[0].decompress(COMPRESSORS[0].compress(plan, 7, 0.5))
-    assert (said.goal, said.confidence, said.outcome) == (7, 0.5, 3.1)
+    assert (said.goal, said.confidence, said.outcome) == (7, 0.5, None)  # the plan goes first
+    written = '{"g":7,"c":50,"o":3.1}'
+    assert COMPRESSORS[0].decompress(written).outcome == 3.1
 
 
 @pytest.mark.parametrize(
