@@ -20,6 +20,7 @@ from bentos import ENVIRONMENT
 from iwm.errors import ConfigError
 from iwm.serving.app import create_app
 from iwm.serving.config import ServiceConfig, service_config
+from iwm.serving.connections import install
 from iwm.serving.direct import Direct
 from iwm.serving.limits import TokenMiddleware
 
@@ -39,6 +40,7 @@ def _configuration() -> ServiceConfig:
     return config
 
 
+install()
 _config = _configuration()
 _app = create_app(_config)
 

@@ -214,6 +214,35 @@ def test_a_body_that_stops_half_way(http: httpx.Client, whole: Served) -> None:
     assert not answer or answer.split()[1].startswith(b"4")
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /predict HT", b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Slow: "]
+)
+def test_a_head_that_never_ends(http: httpx.Client, whole: Served, sent: bytes) -> None:
+    with connect(whole) as slow:
+        slow.sendall(sent)
+        answer = received(slow)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"head: expected" in answer
+    assert http.get("/health").status_code == 200
+
+
+def test_a_second_head_that_never_ends(whole: Served) -> None:
+    with connect(whole) as slow:
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert slow.recv(10_000).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"GET /hea")
+        assert b"408 Request Timeout" in received(slow)
+
+
+def received(client: socket.socket) -> bytes:
+    """All that comes until the service hangs up."""
+    client.settimeout(30)
+    parts = []
+    while part := client.recv(10_000):
+        parts.append(part)
+    return b"".join(parts)
+
+
 def test_clients_that_hang_up(http: httpx.Client, whole: Served) -> None:
     body = json.dumps(
         {"z_cls": LATENT, "goal_z_cls": LATENT, "horizon": 16, "candidates": 300}

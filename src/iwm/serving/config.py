@@ -44,6 +44,10 @@ class Limits:
     """Requests in work or waiting; one more is answered 503."""
     max_batch: Positive = 32
     """Requests computed together."""
+    max_connections: Positive = 1024
+    """Clients that are connected, asking or not; one more is hung up on."""
+    head_timeout_s: Seconds = 4.0
+    """A request's head must have arrived by then, a new client's first one too; else 408."""
     body_timeout_s: Seconds = 4.0
     """A body must have arrived by then; else 408."""
     timeout_s: Seconds = 4.5
