@@ -152,7 +152,7 @@ class TokenDynamicsConfig:
     """Channels of the convolutions at single tokens that begin and end the dynamics."""
     reach: Annotated[int, Field(ge=0, le=8)] = 3
     """Tokens, up and down and to the sides, from which a token of the next frame is copied."""
-    own_share: Share = 0.5
+    own_share: Annotated[float, Field(ge=0, le=0.5)] = 0.3
     """Share of input frames that are the model's own predictions in the second half of
     training (grown to from 0), so that dreams stay near what it has learned from."""
     action_dropout: Share = 0.1

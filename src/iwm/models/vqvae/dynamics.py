@@ -30,7 +30,7 @@ from iwm.models.vqvae.autoencoder import VQVAE
 from iwm.models.vqvae.config import TokenDynamicsConfig
 from iwm.models.vqvae.dream import Dream
 from iwm.models.vqvae.layers import Residual
-from iwm.models.vqvae.move import Move, Moved
+from iwm.models.vqvae.move import Move, Moved, settle
 from iwm.models.vqvae.transformer import Block, Pair, SpaceBlock, TimeBlock
 from iwm.objectives.gather import Part
 from iwm.settings import parse, to_dict
@@ -270,8 +270,10 @@ class TokenDynamics(nn.Module):
         return self.tokenizer.quantiser.join(best)
 
     def expected(self, logits: Tensor) -> Tensor:
-        """Expected code vectors [..., d, h, w] of logits [..., h, w, sum(digits)]."""
-        shares = [part.float().softmax(-1) for part in self.digits(logits)]
+        """Code vectors [..., d, h, w] that logits [..., h, w, sum(digits)] lead to; see
+        :func:`iwm.models.vqvae.move.settle`.
+        """
+        shares = [settle(part.float().softmax(-1), -1) for part in self.digits(logits)]
         return self.tokenizer.quantiser.expected(shares).movedim(-1, -3)
 
     # -- training ----------------------------------------------------------------------
@@ -334,12 +336,13 @@ class TokenDynamics(nn.Module):
         self, vectors: Tensor, actions: Tensor, part: Part, generator: torch.Generator
     ) -> Tensor:
         """Input frames [B, T, d, h, w], some replaced by what the model tells of them."""
-        chance = self.config.own_share * min(1.0, 2 * float(self.progress))
+        chance = 2 * self.config.own_share * min(1.0, 2 * float(self.progress))
         drawn = torch.rand(part.total, vectors.shape[1], generator=generator)[part.rows]
+        # In every other step only, and there twice as many: telling them costs a third pass.
+        if vectors.shape[1] < 2 or float(torch.rand((), generator=generator)) < 0.5:
+            return vectors
         own = (drawn < chance).to(vectors.device)
         own[:, 0] = False
-        if not own.any():
-            return vectors
         with torch.no_grad():
             told = self.expected(self.logits(vectors[:, :-1], actions[:, :-1]))
         told = torch.cat([vectors[:, :1], told.to(vectors.dtype)], dim=1)

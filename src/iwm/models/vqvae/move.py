@@ -72,6 +72,16 @@ class Moved:
     """[M, (2 reach + 1) ** 2, h, w]: of each token near by in what was copied."""
 
 
+def settle(shares: Tensor, dim: int) -> Tensor:
+    """Shares along a dimension, those that are more than half taken for the whole.
+
+    Of what is in doubt the mean is the best guess; what is likelier than not is taken as it
+    is, so that what stands still stays the same, bit for bit.
+    """
+    most, which = shares.max(dim, keepdim=True)
+    return torch.where(most > 0.5, torch.zeros_like(shares).scatter_(dim, which, 1.0), shares)
+
+
 def carry(things: Tensor, shares: Tensor) -> Tensor:
     """Things at tokens [M, C, h, w], moved: at each token the mean of those near by.
 
