@@ -19,8 +19,8 @@ def export_model(phase: str, folder: Path) -> Path:
     """Pack a phase of the checkout in the current folder; returns ``folder``.
 
     Weights, config, calibration, gate and metrics, a card for machines and one for people,
-    and the evaluation's pictures where they are small. A folder that is there is replaced as
-    a whole.
+    held-out frames for the status page, and the evaluation's pictures where they are small. A
+    folder that is there is replaced as a whole.
 
     Args:
         phase: an entry under ``train`` in params.yaml.
@@ -35,6 +35,7 @@ def export_model(phase: str, folder: Path) -> Path:
     from iwm.errors import ConfigError, ModelError
     from iwm.files import atomic_directory, write_json, write_text
     from pipelines import _registry
+    from pipelines._bank import pack_bank
 
     name = folder.name
     if not zoo.NAME.fullmatch(name):
@@ -57,6 +58,7 @@ def export_model(phase: str, folder: Path) -> Path:
         for file in packed.iterdir():
             file.rename(temporary / file.name)
         packed.rmdir()
+        pack_bank(temporary)
         pictures = []
         for picture in sorted((EVALUATION / phase).glob("*.png")):
             if picture.stat().st_size <= MAX_PICTURE_BYTES:

@@ -15,6 +15,7 @@ from iwm import zoo
 from iwm.errors import ConfigError, GateFailed, ModelError
 from iwm.files import read_json, write_json
 from iwm.serving.engine import Engine
+from iwm.serving.page.bank import read_bank
 from pipelines import export
 from pipelines.export import export_model
 
@@ -46,9 +47,11 @@ def test_a_packed_model_can_be_served_and_is_listed(checkout: Path) -> None:
         "metrics.json",
         "README.md",
         "loss.png",
+        "bank.json",
     }
     engine = Engine.load(folder, "cpu")
     assert engine.calibration is not None
+    assert read_bank(folder, engine.latent_dim)["frames"]
     (listed,) = zoo.models()
     assert listed.card["model"] == "made-tiny"
     assert listed.card["games"] == ["square"]

@@ -83,6 +83,7 @@ class Follower:
         for variant, card in models.cards().items():
             if engine := self._newer(variant, card):
                 newer[variant] = engine
+                _carry_bank(models.engines().get(variant), engine)
         if not newer or self._stop.is_set():
             return False
         self._runtime.exchange(models.replaced(newer))
@@ -104,3 +105,12 @@ class Follower:
             raise
         shutil.rmtree(folder, ignore_errors=True)
         return None
+
+
+def _carry_bank(before: Any, engine: Any) -> None:
+    """The status page's frames, where both know latents."""
+    from iwm.serving.engine import Engine
+    from iwm.serving.page.bank import carry_bank
+
+    if isinstance(before, Engine) and isinstance(engine, Engine):
+        carry_bank(before, engine)

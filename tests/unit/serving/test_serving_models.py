@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 import weakref
@@ -24,6 +25,7 @@ from iwm.serving.config import ServiceConfig, service_config
 from iwm.serving.engine import Engine
 from iwm.serving.following import Follower
 from iwm.serving.models import load_models
+from iwm.serving.page.bank import read_bank, write_bank
 from iwm.serving.plan import Search
 
 LATENT = [0.1] * WIDTH
@@ -186,6 +188,29 @@ def test_what_moved_is_exchanged_and_the_old_is_released(several: Path, registry
     assert follower.look()
     assert not folder.exists()
     assert "iwm_reloads_total 3" in runtime.metrics.text({})
+    runtime.close()
+
+
+def test_the_one_that_takes_over_keeps_the_frames(
+    several: Path, registry: Registry, tmp_path: Path
+) -> None:
+    shutil.copytree(several / "action", tmp_path / "action")
+    runtime = Runtime(config(tmp_path, "action"))
+    runtime.load()
+    assert runtime.models is not None
+    before = runtime.models.main
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 24, 32, 3), np.uint8))
+    write_bank(tmp_path / "action", before, images, ["a", "b", "c"])
+    kept = read_bank(before.folder, before.latent_dim)["frames"]
+    registry.versions["iwm-action"] = "2"
+    assert Follower(runtime, registry, 60).look()
+    after = runtime.models.main
+    assert after is not before
+    found = read_bank(after.folder, after.latent_dim)
+    assert found["why"] is None
+    assert [(one["caption"], one["jpeg"]) for one in found["frames"]] == [
+        (one["caption"], one["jpeg"]) for one in kept
+    ]
     runtime.close()
 
 

@@ -67,13 +67,44 @@ def write_bank(
     """
     if len(images) > MOST_FRAMES:
         raise DataError(f"bank: expected at most {MOST_FRAMES} frames, given {len(images)}")
+    pictures = [_thumbnail(image) for image in images]
+    _write(folder, engine, images, list(zip(captions, pictures, strict=True)))
+
+
+def carry_bank(before: Engine, engine: Engine) -> None:
+    """Give a model that takes over the frames of the one before it, as the new one sees them.
+
+    A bank that is there is kept; where the one before has none that can be read, none is made.
+    The kept frames are thumbnails: latents are those of slightly coarser pictures.
+    """
+    from iwm.gameplay.images import decode_image
+
+    folder = engine.folder
+    if folder is None or (folder / BANK_FILE).exists():
+        return
+    try:
+        held = _frames(before.folder, before.latent_dim)
+        pictures = [base64.b64decode(frame["jpeg"]) for frame in held]
+        images = [decode_image(picture, THUMBNAIL**2) for picture in pictures]
+    except (IwmError, OSError, ValueError):
+        return
+    captions = [frame["caption"] for frame in held]
+    _write(folder, engine, images, list(zip(captions, pictures, strict=True)))
+
+
+def _write(
+    folder: Path,
+    engine: Engine,
+    images: Sequence[npt.NDArray[np.uint8]],
+    kept: Sequence[tuple[str, bytes]],
+) -> None:
     frames = []
-    for image, caption in zip(images, captions, strict=True):
+    for image, (caption, picture) in zip(images, kept, strict=True):
         latent = engine.encode(np.stack([engine.preprocess(image)])).z_cls[0]
         frames.append(
             {
                 "caption": caption,
-                "jpeg": base64.b64encode(_thumbnail(image)).decode(),
+                "jpeg": base64.b64encode(picture).decode(),
                 "z_cls": base64.b64encode(latent.astype("<f4").tobytes()).decode(),
             }
         )
