@@ -84,8 +84,10 @@ class Dynamics(nn.Module):
         self.prior = nn.Linear(hidden, 2 * config.stochastic_dim)
         self.draw = nn.Linear(config.stochastic_dim, hidden, bias=False)
         self.move = nn.Linear(hidden, latent)
-        with torch.no_grad():  # a step starts small, so that long rollouts start stable
-            self.move.weight.mul_(0.1)
+        # A step starts at rest: random motion in directions that no readout sees would never be
+        # unlearned, and add up over long rollouts.
+        nn.init.zeros_(self.move.weight)
+        nn.init.zeros_(self.move.bias)
 
     def before(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """``pre`` [..., H] and the prior's parameters [..., 2 Z]."""
