@@ -164,7 +164,7 @@ async def imagine(runtime: Runtime, models: Models, _: Request, body: bytes) -> 
     except ModelError as error:
         raise RequestError(422, str(error)) from None
     if not np.isfinite(found.states).all() or not np.isfinite(found.returns).all():
-        raise RequestError(422, "state: from here the model imagines no finite numbers")
+        raise RequestError(422, "state or target: with it the model imagines no finite numbers")
     return answers.json_response(_imagined(imaginer, found, message.every, milliseconds))
 
 

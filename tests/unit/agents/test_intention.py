@@ -15,8 +15,8 @@ from tokenizers_of_others import counts
 from iwm.agents.codec import FILE, TrajectoryCodec
 from iwm.agents.intention import (
     MAX_BYTES,
-    IntentionCompressor,
     PLAN_FIRST,
+    IntentionCompressor,
     NotJson,
     TooLong,
     Trajectory,
