@@ -65,7 +65,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     try:
         address = f"http://127.0.0.1:{port}/"
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 550
         while True:
             try:
                 httpx.get(address, timeout=60).raise_for_status()
@@ -147,9 +147,12 @@ def test_keys_move_the_dream(page: Page) -> None:
     still = dreamt(page)
     page.wait_for_timeout(500)
     assert dreamt(page) == still  # nobody holds a key
+    page.keyboard.press("ArrowUp")  # a tap is one step
+    expect(page.locator(".iwm-action")).to_have_text("up")
+    expect(page.locator(".iwm-count")).to_have_text(str(still + 1))
     page.keyboard.press("x")
     page.wait_for_timeout(200)
-    assert dreamt(page) == still  # no action's key
+    assert dreamt(page) == still + 1  # no action's key
 
 
 def test_buttons_move_it_and_it_begins_anew(page: Page) -> None:

@@ -19,6 +19,7 @@ let place = null; // of the last start, to begin there again
 let steps = 0;
 let last = 0; // when the last step was asked for
 const held = []; // actions under the fingers, the newest last
+let tapped = null; // pressed and not yet taken: a short tap counts, too
 const drawn = []; // times of the frames of the last second
 
 [screen.width, screen.height] = [GAME.width, GAME.height];
@@ -92,6 +93,7 @@ async function draw(blob) {
 
 function wanted() {
   if (held.length) return held[held.length - 1];
+  if (tapped !== null) return tapped;
   return running.checked ? GAME.idle : null;
 }
 
@@ -108,6 +110,7 @@ function tick(now) {
     if (send({ do: "step", action })) {
       asked = action;
       last = now;
+      tapped = null;
     }
   }
   requestAnimationFrame(tick);
@@ -116,6 +119,7 @@ function tick(now) {
 function press(action, button) {
   if (held.includes(action)) return;
   held.push(action);
+  tapped = action;
   button.classList.add("iwm-held");
 }
 
