@@ -39,8 +39,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = {
         "vqvae": create_model("vqvae", **TOKENIZER),
         "vqvae-dynamics": create_model(
-            "vqvae-dynamics", vocabulary=list(ACTIONS), tokenizer=TOKENIZER, context=4, group=4,
-            width=32, depth=2, heads=2, detail=16,
+            "vqvae-dynamics", image_size=[64, 64], vocabulary=list(ACTIONS),
+            tokenizer=TOKENIZER, context=4, group=4, width=32, depth=2, heads=2, detail=16,
         ),
     }  # fmt: skip
     for name, model in models.items():

@@ -43,8 +43,8 @@ def _passed(root: Path, phase: str) -> None:
         model = create_model("vqvae", **TOKENIZER)
     else:
         model = create_model(
-            "vqvae-dynamics", vocabulary=["left", "right"], tokenizer=TOKENIZER, group=4,
-            width=16, depth=2, heads=2, detail=16,
+            "vqvae-dynamics", image_size=[32, 32], vocabulary=["left", "right"],
+            tokenizer=TOKENIZER, group=4, width=16, depth=2, heads=2, detail=16,
         )  # fmt: skip
     folder = root / "artifacts/models" / phase
     model.eval().save_pretrained(folder)

@@ -115,22 +115,28 @@ def next_frame(
         boot: ``resamples`` and ``seed``.
 
     Returns:
-        ``all`` and ``moving`` pixels, PSNR in dB: ``model``, ``copy_last``, ``gain_copy_last``
-        and ``tokenizer``, the true frame through its tokens, which no prediction in tokens can
-        expect to beat; ``tokens``: share of tokens told right: ``model``, ``copy_last`` and
-        their difference; ``changed``: the same among tokens that are not as before.
+        ``all`` and ``moving`` pixels, PSNR in dB: ``model``, ``copy_last``, ``copy_tokens`` (the
+        last frame through its tokens: where pixels were chosen because they moved, any blur is
+        nearer than the last frame itself), the gains over both, and ``tokenizer``, the true
+        frame through its tokens, which no prediction in tokens can expect to beat; ``tokens``:
+        share of tokens told right: ``model``, ``copy_last`` and their difference;
+        ``changed_tokens``: the same among tokens that are not as before.
     """
     last, true = windows.frames[:, present], windows.frames[:, present + 1]
     made = imagined.frames[:, 0]
     before, after = (_tokens(model, frames) for frames in (last, true))
-    rebuilt = torch.cat([model.tokenizer.decode(t).cpu() for t in torch.split(after, 64)])
-    arms = {"model": made, "copy_last": last, "tokenizer": rebuilt}
+    rebuilt, stale = (
+        torch.cat([model.tokenizer.decode(some).cpu() for some in torch.split(tokens, 64)])
+        for tokens in (after, before)
+    )
+    arms = {"model": made, "copy_last": last, "copy_tokens": stale, "tokenizer": rebuilt}
+    others = ["copy_last", "copy_tokens"]
     errors = {arm: pixels.squared_error(frames, true) for arm, frames in arms.items()}
     where = pixels.moved(true, last)
     moving = {arm: pixels.psnr(frames, true, where) for arm, frames in arms.items()}
     figures: Figures = {
-        "all": _against(errors, ["copy_last"], windows.episode, **boot),
-        "moving": paired(moving, windows.episode, against=["copy_last"], **boot),
+        "all": _against(errors, others, windows.episode, **boot),
+        "moving": paired(moving, windows.episode, against=others, **boot),
     }
     right = (imagined.tokens == after.cpu()).flatten(1).double().numpy()
     kept = (before == after).flatten(1).double().cpu().numpy()

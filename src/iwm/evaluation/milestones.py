@@ -31,7 +31,9 @@ class Proof:
 CAPABILITIES: dict[str, Proof] = {
     "static_reconstruction": Proof(TOKENIZER, ("reconstruction.psnr", "jpeg.gain_psnr")),
     "quality_psnr_30": Proof(TOKENIZER, ("reconstruction.psnr",), above=30.0),
-    "next_frame_prediction": Proof(DYNAMICS, ("next_frame.moving.gain_copy_last",)),
+    "next_frame_prediction": Proof(
+        DYNAMICS, ("next_frame.moving.gain_copy_last", "next_frame.moving.gain_copy_tokens")
+    ),
     "temporal_understanding": Proof(DYNAMICS, ("next_frame.tokens.gain_copy_last",)),
     "sequence_generation": Proof(DYNAMICS, ("sequence.*.gain_copy_last",)),
     "maintains_coherence": Proof(DYNAMICS, ("sequence.*.drift.model", "sequence.*.gain_unrelated")),

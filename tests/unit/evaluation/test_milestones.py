@@ -35,6 +35,7 @@ def gates(psnr: float = 31.0, agreement: float = 0.95) -> dict[str, Any]:
         DYNAMICS: {
             "rules": [
                 entry("next_frame.moving.gain_copy_last", 2.0, 1.0),
+                entry("next_frame.moving.gain_copy_tokens", 2.0),
                 entry("next_frame.tokens.gain_copy_last", 0.1),
                 entry("sequence.context_1.k10.gain_copy_last", 0.5),
                 entry("sequence.context_4.k30.gain_copy_last", 0.5),

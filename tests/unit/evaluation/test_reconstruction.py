@@ -39,7 +39,8 @@ def test_a_lossless_tokenizer_beats_jpeg_and_a_coarse_one_does_not(tmp_path: Pat
     assert found.metrics["reconstruction"]["psnr"]["mean"] == pixels.CEILING_DB
     assert found.metrics["reconstruction"]["ssim"]["mean"] == pytest.approx(1, abs=1e-4)
     assert found.metrics["jpeg"]["gain_psnr"]["low"] > 0
-    assert found.metrics["jpeg"]["bytes"]["high"] <= 320
+    assert found.metrics["jpeg_stream"]["bytes"]["high"] <= 320
+    assert found.metrics["jpeg_stream"]["gain_psnr"]["low"] > 0
     assert found.metrics["codebook"]["use"]["mean"] == 1
     assert found.metrics["cost"]["compression"]["mean"] == 64 * 64 * 24 / 2560
     assert "left out" in found.metrics["notes"]["lpips"]
