@@ -6,10 +6,11 @@
 For each model, in turns: (a) the bare engine, on pixels, no decoding; (b) our service as
 ``iwm serve`` runs it; (c) LitServe over the same engine, without and with its own batching; (d) a
 plain FastAPI application that does what the older service did: PIL, torchvision transforms, one
-image at a time, a zero for every patch token on ``/predict``. Requests are JSON as older clients
-send them; ``encode, raw`` is our service's JPEG body and binary answer, ``mixed`` all three in
-turn. One and 16 clients, in this process, on the same cores as the servers, of which only the one
-in its lap is awake. Every answer is compared with the engine's before anything is timed.
+image at a time, a zero for every patch token on ``/predict``; and HTTP alone, uvicorn with nothing
+behind it: the most that these clients can get. Requests are JSON as older clients send them;
+``encode, raw`` is our service's JPEG body and binary answer, ``mixed`` all three in turn. One and
+16 clients, in this process, on the same cores as the servers, of which only the one in its lap is
+awake. Every answer is compared with the engine's before anything is timed.
 
 Models: ``small`` is the ready-made doom-tiny (or ``--small FOLDER``); ``vit-b16`` is the core model
 at its full size with random weights. ``--quick`` is a look at the machinery, on the small model.
@@ -50,7 +51,7 @@ def folder_of(name: str, small: Path | None, scratch: Path) -> Path:
 
 
 def check(inputs: Any, engine: Any, server: Any) -> None:
-    """Every call of a server answers the engine's latents.
+    """Every call of a server that computes answers the engine's latents.
 
     Raises:
         RuntimeError: it does not.
@@ -58,9 +59,11 @@ def check(inputs: Any, engine: Any, server: Any) -> None:
     import numpy as np
     import orjson
 
-    from benchmarks.serving.subjects import CALLS, PLAIN
+    from benchmarks.serving.subjects import CALLS, NOTHING, PLAIN
     from benchmarks.serving.traffic import once
 
+    if server.name == NOTHING:
+        return
     keys = ("z", "z_cls", "z_cls_pred", "z_cls_seq")
     for call in CALLS:
         answer = orjson.loads(once(inputs.request(server.name, server.port, call)))
@@ -75,13 +78,13 @@ def check(inputs: Any, engine: Any, server: Any) -> None:
 
 def measure(
     name: str, folder: Path, options: argparse.Namespace
-) -> tuple[list[Any], list[Any], dict[str, float]]:
-    """Figures and verdicts of one model; call -> answers a second of the best offline batch."""
+) -> tuple[list[Any], list[Any], dict[str, dict[int, float]]]:
+    """Figures and verdicts of one model; call -> batch -> answers a second of the bare engine."""
     import httpx
     import torch
 
     from benchmarks.serving.goals import Figure, judge
-    from benchmarks.serving.subjects import CALLS, MIXED, OURS, Inputs, bare_lap, servers
+    from benchmarks.serving.subjects import CALLS, MIXED, NOTHING, OURS, Inputs, bare_lap, servers
     from benchmarks.serving.traffic import Sample, lap
     from iwm.serving.config import Limits
     from iwm.serving.engine import Engine
@@ -90,7 +93,7 @@ def measure(
     engine = Engine.load(folder, "cpu")
     inputs = Inputs.of(engine)
     samples: dict[tuple[str, str, int], Sample] = {}
-    offline: dict[str, float] = dict.fromkeys(CALLS, 0.0)
+    rates: dict[str, dict[int, float]] = {call: {} for call in CALLS}
     with (
         tempfile.TemporaryDirectory(prefix="iwm-serving-") as scratch,
         servers(folder, Path(scratch), options.cores, Limits().max_batch) as running,
@@ -115,7 +118,7 @@ def measure(
                     for each in calls:
                         names = CALLS if each == MIXED else (each,)
                         asked = [inputs.request(server.name, server.port, it) for it in names]
-                        for clients in WITH.get(each, CLIENTS):
+                        for clients in (16,) if server.name == NOTHING else WITH.get(each, CLIENTS):
                             with server.running():
                                 lap(asked, clients, options.seconds / 4)  # warms up
                                 seen = lap(asked, clients, options.seconds)
@@ -123,7 +126,7 @@ def measure(
                             samples.setdefault(key, Sample()).add(seen)
                 for batch in BATCHES:
                     alone = bare_lap(engine, inputs, call, options.seconds / 2, batch)
-                    offline[call] = max(offline[call], alone.throughput)
+                    rates[call][batch] = max(rates[call].get(batch, 0.0), alone.throughput)
     figures = {
         key: Figure(
             name,
@@ -136,8 +139,8 @@ def measure(
         )
         for key, sample in samples.items()
     }
-    verdicts = judge(name, figures, offline, small=name == "small")
-    return list(figures.values()), verdicts, offline
+    verdicts = judge(name, figures, rates, small=name == "small")
+    return list(figures.values()), verdicts, rates
 
 
 def table(rows: Sequence[Any]) -> str:
@@ -174,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows: list[Any] = []
     verdicts: list[Any] = []
-    offline: dict[str, dict[str, float]] = {}
+    offline: dict[str, dict[str, dict[int, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="iwm-models-") as scratch:
         for name in options.models:
             folder = folder_of(name, options.small, Path(scratch))
@@ -184,8 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.cores} cores, {options.turns} laps of {options.seconds:g} s")
     print(table(rows))
     for name, rates in offline.items():
-        best = ", ".join(f"{call} {rate:,.1f}/s" for call, rate in rates.items())
-        print(f"{name}: the bare engine at its best batch size: {best}")
+        for call, by_batch in rates.items():
+            each = ", ".join(f"{batch}: {rate:,.1f}/s" for batch, rate in by_batch.items())
+            print(f"{name}: the bare engine's {call} in batches of {each}")
     for verdict in verdicts:
         print(
             f"{'pass' if verdict.met else 'MISS'}  {verdict.model}: {verdict.goal}: {verdict.value}"

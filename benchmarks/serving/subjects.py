@@ -37,6 +37,8 @@ MIXED = "mixed"
 """All of :data:`CALLS` in turn."""
 JSON = {"Content-Type": "application/json"}
 OURS, LIT, LIT_BATCHES, PLAIN = "iwm", "LitServe", "LitServe, batches", "plain FastAPI"
+NOTHING = "HTTP alone"
+"""Answers at once, with nothing computed: the ceiling of these clients on these cores."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def servers(model: Path, scratch: Path, threads: int, max_batch: int) -> Iterato
         stack.callback(lambda: os.killpg(running.pid, signal.SIGCONT))
         found[0].pause()
         start(PLAIN, "benchmarks.serving.plain")
+        start(NOTHING, "benchmarks.serving.nothing")
         if importlib.util.find_spec("litserve"):
             start(LIT, "benchmarks.serving.lit", "1")
             start(LIT_BATCHES, "benchmarks.serving.lit", str(max_batch))

@@ -60,7 +60,8 @@ def test_the_client_counts_answers_and_refusals(port: int) -> None:
 def _figures(**slower: float) -> dict[tuple[str, str, int], Figure]:
     """The service is 1 ms over an engine of 2 ms; the others by the given factors."""
     found = {}
-    for subject in ("engine", "iwm", "plain FastAPI", "LitServe", "LitServe, batches"):
+    others = ("plain FastAPI", "LitServe", "LitServe, batches", "HTTP alone")
+    for subject in ("engine", "iwm", *others):
         times = slower.get(subject.split(",")[0].split()[0].lower(), 1.0)
         base = 2.0 if subject == "engine" else 3.0 * times
         for call in (*CALLS, "encode, raw", "mixed"):
@@ -71,10 +72,11 @@ def _figures(**slower: float) -> dict[tuple[str, str, int], Figure]:
 
 
 def test_verdicts() -> None:
-    offline = dict.fromkeys(CALLS, 350.0)
+    offline = {call: {1: 300.0, 16: 350.0} for call in CALLS}
     verdicts = judge("m", _figures(plain=20, litserve=2), offline, small=True)
     assert all(verdict.met for verdict in verdicts), [v for v in verdicts if not v.met]
     behind = judge("m", _figures(plain=2, litserve=0.5, iwm=2), offline, small=False)
+    assert any("of what 16 clients can get at all" in verdict.value for verdict in behind)
     missed = [verdict.goal for verdict in behind if not verdict.met]
     assert len(missed) == 2 + 3 + 2 + 6
     assert len(verdicts) == len(behind) + 3
@@ -94,6 +96,6 @@ def test_all_of_it_at_its_smallest(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     subjects = {row["subject"] for row in found["figures"]}
-    assert {"engine", "iwm", "plain FastAPI"} <= subjects
+    assert {"engine", "iwm", "plain FastAPI", "HTTP alone"} <= subjects
     assert all(row["refused"] == 0 for row in found["figures"])
     assert set(found["offline"]["small"]) == set(CALLS)
