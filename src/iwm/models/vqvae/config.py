@@ -11,6 +11,7 @@ from iwm.errors import ConfigError
 from iwm.models.config import Positive, Share, Weight
 from iwm.settings import settings
 
+Reach = Annotated[int, Field(ge=0, le=8)]
 Level = Annotated[int, Field(ge=3, le=64)]
 
 
@@ -150,8 +151,9 @@ class TokenDynamicsConfig:
     dropout: Share = 0.1
     detail: Positive = 256
     """Channels of the convolutions at single tokens that begin and end the dynamics."""
-    reach: Annotated[int, Field(ge=0, le=8)] = 3
-    """Tokens, up and down and to the sides, from which a token of the next frame is copied."""
+    reach: tuple[Reach, Reach] = (2, 6)
+    """Tokens, up or down and to the sides, from which a token of the next frame is copied:
+    turning moves a view further across than anything moves it down."""
     own_share: Annotated[float, Field(ge=0, le=0.5)] = 0.3
     """Share of input frames that are the model's own predictions in the second half of
     training (grown to from 0), so that dreams stay near what it has learned from."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iwm.errors import ModelError
-from iwm.models.vqvae.move import Moved, carry, settle
+from iwm.models.vqvae.move import Moved, carry
 
 if TYPE_CHECKING:
     from iwm.models.vqvae.dynamics import Past, TokenDynamics
@@ -104,7 +104,7 @@ def carry_remainder(
         vectors: code vectors [B, d, h, w] of the frame after.
     """
     patch = model.tokenizer.config.patch
-    carried = carry(F.pixel_unshuffle(remainder, patch), settle(moved.shares, 1))
+    carried = carry(F.pixel_unshuffle(remainder, patch), moved.shares, model.move.reach)
     apart = model.tokenizer.quantiser.apart(
         vectors.permute(0, 2, 3, 1), moved.copied.permute(0, 2, 3, 1)
     )

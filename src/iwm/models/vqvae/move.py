@@ -8,7 +8,6 @@ arXiv 1605.07157, on code vectors), and values near to what it so copies begin a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +23,18 @@ class Move(nn.Module):
     Args:
         quantiser: of the tokens.
         detail: channels of the features.
-        reach: tokens to each side that may be copied.
+        reach: tokens up and down, and to the sides, from which may be copied.
     """
 
-    def __init__(self, quantiser: QuantiserConfig, detail: int, reach: int) -> None:
+    def __init__(self, quantiser: QuantiserConfig, detail: int, reach: tuple[int, int]) -> None:
         super().__init__()
-        side = 2 * reach + 1
-        self.choose = nn.Conv2d(detail, side * side, 1)
+        self.reach = reach
+        near = (2 * reach[0] + 1) * (2 * reach[1] + 1)
+        self.choose = nn.Conv2d(detail, near, 1)
         self.trust = nn.Conv2d(detail, len(quantiser.digits), 1)
         self.taken = nn.Conv2d(quantiser.width, detail, 1)
-        stay = torch.zeros(side * side)
-        stay[side * side // 2] = 6.0
+        stay = torch.zeros(near)
+        stay[near // 2] = 6.0
         self.choose.bias = nn.Parameter(stay)
         self.trust.bias = nn.Parameter(torch.full((len(quantiser.digits),), 3.0))
         nn.init.normal_(self.choose.weight, std=0.1 / detail**0.5)
@@ -49,7 +49,9 @@ class Move(nn.Module):
             quantiser: knows the values of the digits.
         """
         shares = self.choose(features).float().softmax(1)
-        copied = carry(present, shares)
+        if not self.training:
+            shares = settle(shares, 1)
+        copied = carry(present, shares, self.reach)
         trust = F.softplus(self.trust(features)).permute(0, 2, 3, 1)
         likely = [
             -trust[..., place : place + 1] * distance
@@ -69,7 +71,7 @@ class Moved:
     copied: Tensor
     """Code vectors [M, d, h, w]."""
     shares: Tensor
-    """[M, (2 reach + 1) ** 2, h, w]: of each token near by in what was copied."""
+    """[M, near, h, w]: of each token near by in what was copied, in order of rows."""
 
 
 def settle(shares: Tensor, dim: int) -> Tensor:
@@ -82,19 +84,19 @@ def settle(shares: Tensor, dim: int) -> Tensor:
     return torch.where(most > 0.5, torch.zeros_like(shares).scatter_(dim, which, 1.0), shares)
 
 
-def carry(things: Tensor, shares: Tensor) -> Tensor:
+def carry(things: Tensor, shares: Tensor, reach: tuple[int, int]) -> Tensor:
     """Things at tokens [M, C, h, w], moved: at each token the mean of those near by.
 
     Args:
         things: beyond the edge they are as at the edge.
-        shares: [M, (2 reach + 1) ** 2, h, w], in order of rows, then columns, of where from.
+        shares: [M, (2 down + 1) * (2 across + 1), h, w], in order of rows of where from.
+        reach: (down, across).
     """
     rows, columns = things.shape[-2:]
-    side = isqrt(shares.shape[1])
-    edges = F.pad(things, (side // 2,) * 4, mode="replicate")
+    edges = F.pad(things, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
     moved = torch.zeros_like(things)
     # One shift after another: an im2col of all of them takes twenty times as long.
     for place, share in enumerate(torch.split(shares, 1, dim=1)):
-        down, across = divmod(place, side)
+        down, across = divmod(place, 2 * reach[1] + 1)
         moved = moved + share * edges[:, :, down : down + rows, across : across + columns]
     return moved

@@ -107,13 +107,13 @@ def test_things_are_carried_from_where_the_shares_say() -> None:
     things = torch.arange(2 * 3 * 4, dtype=torch.float32).view(1, 2, 3, 4)
     shares = torch.zeros(1, 9, 3, 4)
     shares[:, 5] = 1.0  # from the right; beyond the edge as at the edge
-    moved = carry(things, shares)
+    moved = carry(things, shares, (1, 1))
     assert torch.equal(moved[..., :-1], things[..., 1:])
     assert torch.equal(moved[..., -1], things[..., -1])
     shares = torch.zeros(1, 9, 3, 4)
     shares[:, 1], shares[:, 4] = 0.25, 0.75  # a quarter from above
     assert torch.equal(
-        carry(things, shares)[:, :, 1], 0.25 * things[:, :, 0] + 0.75 * things[:, :, 1]
+        carry(things, shares, (1, 1))[:, :, 1], 0.25 * things[:, :, 0] + 0.75 * things[:, :, 1]
     )
 
 
