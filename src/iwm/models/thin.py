@@ -52,10 +52,10 @@ class ThinLinear(nn.Linear):
 
 
 def thin(model: nn.Module) -> None:
-    """Let every linear layer of a model that only serves compute few rows the faster way."""
+    """Let the large linear layers of a model that only serves compute few rows the faster way."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child.weight.numel() >= LARGE:
                 layer = ThinLinear(
                     child.in_features, child.out_features, child.bias is not None, device="meta"
                 )
