@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from iwm.agents.grid.config import GridConfig, LearnConfig
 from iwm.agents.grid.imagination import Imagination, learn_transitions
-from iwm.agents.grid.messages import Arm, Channel, IntentionBook, goal_of, hear
+from iwm.agents.grid.messages import Arm, Channel, IntentionBook, Plans, goal_of, hear
 from iwm.agents.grid.policy import Choice, Policy, senses
 from iwm.agents.grid.world import Games, Sight, assignment, cell_of
 
@@ -38,7 +37,7 @@ class Team:
     def reset(self) -> None:
         """Forget the game."""
         self._memory: Tensor | None = None
-        self._heard: tuple[Any, Tensor | None] = (None, None)
+        self._heard: tuple[Plans | None, Tensor | None] = (None, None)
         self.target: Tensor | None = None
 
     def act(self, sight: Sight, *, training: bool = False) -> tuple[Tensor, Choice]:
