@@ -229,7 +229,8 @@ def test_a_held_out_frame_and_what_is_no_picture(page: Page) -> None:
     page.locator("#brought input[type=file]").set_input_files(
         {"name": "mine.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\nno picture"}
     )
-    expect(page.locator(".toast-body, [data-testid=toast-body]").first).to_be_visible()
+    expect(page.locator("#figures")).to_contain_text("your picture: broken or cut-off PNG")
+    expect(page.locator("#reconstruction img")).to_have_count(0)
 
 
 def test_the_gallery_and_a_narrow_window(page: Page) -> None:

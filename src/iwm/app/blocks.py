@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iwm.errors import IwmError
+from iwm.gameplay.images import decode_image
 
 if TYPE_CHECKING:
     import gradio
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Image = npt.NDArray[np.uint8]
 
+BROUGHT = "your picture"
 MAX_PIXELS = 16_777_216
 CACHE_S = 3600
 """Pictures that were brought or drawn are deleted after so many seconds."""
@@ -105,7 +107,9 @@ def _reconstruct(shown: Shown) -> None:
                 height=SIDE,
                 elem_id="brought",
             )
-            another = gradio.Button("A held-out frame", elem_id="another", size="sm")
+            another = gradio.Button(
+                "A held-out frame", size="sm", visible=shown.held_out is not None
+            )
         outputs: list[Any] = [
             gradio.Image(
                 label=label,
@@ -126,24 +130,22 @@ def _reconstruct(shown: Shown) -> None:
     said = gradio.HTML("<p>Bring a picture, or take a held-out frame.</p>", elem_id="figures")
     outputs.append(said)
 
-    def of_file(path: str | None) -> tuple[Any, ...]:
-        from iwm.gameplay.images import read_image
-
-        if path is None:
+    def of_file(file: dict[str, Any] | None) -> tuple[Any, ...]:
+        if file is None:
             return NOTHING
-        return _told(
-            lambda: _shown(shown.codec, read_image(Path(path), MAX_PIXELS), "your picture")
-        )
+        data = Path(file["path"]).read_bytes()
+        return _told(lambda: _shown(shown.codec, decode_image(data, MAX_PIXELS, BROUGHT), BROUGHT))
 
     def of_held_out() -> tuple[Any, ...]:
         held_out = shown.held_out
-        if held_out is None:
-            raise gradio.Error("there are no held-out frames here", print_exception=False)
+        assert held_out is not None
         image, caption = held_out.image(random.randrange(len(held_out)))
         return _told(lambda: _shown(shown.codec, image, caption))
 
     quiet: dict[str, Any] = {"outputs": outputs, "api_visibility": "private"}
-    brought.upload(of_file, brought, **quiet)
+    # As it was brought: Gradio's own decoder raises whatever a broken file makes it raise. That the
+    # path is one of an upload is checked all the same.
+    brought.upload(of_file, brought, preprocess=False, **quiet)
     brought.clear(lambda: NOTHING, None, **quiet)
     another.click(of_held_out, None, **quiet)
 
@@ -161,13 +163,11 @@ def _gallery(page: gradio.Blocks, pictures: Path) -> None:
 
 
 def _told(work: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-    """What ``work`` returns; what is the visitor's to mend is shown as a message."""
-    import gradio
-
+    """What ``work`` returns; what is the visitor's to mend is said in its place."""
     try:
         return work()
     except IwmError as error:
-        raise gradio.Error(escape(str(error)), print_exception=False) from None
+        return (*NOTHING[:-1], f'<p role="alert">{escape(str(error))}</p>')
 
 
 def _shown(codec: Codec, image: Image, caption: str) -> tuple[Any, ...]:
