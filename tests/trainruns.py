@@ -55,6 +55,29 @@ ACTION: dict[str, Any] = {
     "epochs": 3,
     "window": 4,
 }
+VQVAE: dict[str, Any] = {
+    **{key: value for key, value in VALUES.items() if key != "model"},
+    "model": {
+        "name": "vqvae",
+        "image_size": [64, 64],
+        "stem": 8,
+        "channels": [16],
+        "blocks": 1,
+        "decoder_blocks": 1,
+        "heads": 2,
+    },
+}
+TOKENS: dict[str, Any] = {
+    **{key: value for key, value in ACTION.items() if key != "model"},
+    "model": {
+        "name": "vqvae-dynamics",
+        "image_size": [64, 64],
+        "tokenizer": {key: value for key, value in VQVAE["model"].items() if key != "name"},
+        "detail": 8,
+        **SHAPE,
+        "depth": 2,
+    },
+}
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -73,7 +96,8 @@ def make(
     """A trainer of 24 steps, or as ``base`` and ``over`` say, over the fixture store."""
     config = parse(TrainConfig, merge(base, over), "train.tiny")
     settings = dict(config.model)
-    vocabulary = store.all_actions() if settings["name"] == "action" else None
+    acting = settings["name"] in ("action", "vqvae-dynamics")
+    vocabulary = store.all_actions() if acting else None
     if vocabulary:
         settings["vocabulary"] = vocabulary
     batches = Loader(

@@ -69,7 +69,11 @@ def test_a_run_leaves_a_model_its_history_and_its_record(undisturbed: Path) -> N
     load_model(undisturbed)
 
 
-@pytest.mark.parametrize("base", [runs.VALUES, runs.ACTION], ids=lambda base: base["model"]["name"])
+@pytest.mark.parametrize(
+    "base",
+    [runs.VALUES, runs.ACTION, runs.VQVAE, runs.TOKENS],
+    ids=lambda base: base["model"]["name"],
+)
 def test_the_golden_curve(base: dict[str, Any], tiny_store: ShardStore, tmp_path: Path) -> None:
     """The first 20 losses of a fixed tiny run of each model.
 
@@ -83,6 +87,14 @@ def test_the_golden_curve(base: dict[str, Any], tiny_store: ShardStore, tmp_path
         write_json(path, {"loss": [round(value, 6) for value in found]})
     assert len(found) == 20
     assert found == pytest.approx(json.loads(path.read_text())["loss"], rel=GOLDEN_TOLERANCE)
+
+
+def test_a_run_may_end_within_an_epoch(tiny_store: ShardStore, tmp_path: Path) -> None:
+    summary = runs.make(tiny_store, tmp_path, max_steps=7).fit()
+    assert summary.steps == 7
+    history = read_history(tmp_path / "history.jsonl")
+    assert [row["step"] for row in history] == list(range(1, 8))
+    assert history[-1]["lr"] < history[3]["lr"], "the rate has fallen by then"
 
 
 def test_the_number_of_loader_workers_changes_nothing(

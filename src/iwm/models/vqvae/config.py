@@ -69,7 +69,7 @@ class QuantiserConfig:
 
 @settings
 class VQVAEConfig:
-    """The tokenizer. The defaults are the full size, for 256x256 pixels; 45 M parameters.
+    """The tokenizer. The defaults are the full size, for 256x256 pixels; 30 M parameters.
 
     The encoder folds ``stem`` x ``stem`` pixels into channels, then halves the picture between
     the entries of ``channels``; so a token stands for ``stem * 2 ** (len(channels) - 1)``
