@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from doom_for_two import BUTTONS, GAME, Engine, free_port
 
 from iwm.errors import DataError, ModelError, ServiceError, one_line_errors
 
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-GAME = "my_way_home"
-BUTTONS = ("move_forward", "move_backward", "turn_left", "turn_right")
-TICS = 8
-"""Of one step; what doom-tiny was trained on."""
-FLOOR = 64.0
-"""Side of a square of floor, in map units; the player is 32 wide."""
 AGENTS = ("one", "two")
 HORIZON = 6
 """Steps of a plan."""
@@ -58,8 +53,11 @@ PLANS: dict[str, tuple[str, ...]] = {
 }
 """What is imagined, by the name that goes into a message."""
 WAIT_MS = 1000
-PATIENCE = 5
-"""Times to wait for the other's message; the game itself waits for the slower player, too."""
+PATIENCE = 30
+"""Times to wait so long for the other's message."""
+ROOMS = 4
+"""A room keeps an agent's newest message alone, and the engine lets a player run ahead by a round:
+rounds take turns at so many rooms."""
 START_S = 60.0
 """The engine's own patience with players that do not come."""
 
@@ -84,64 +82,6 @@ class Told:
     """Rounds in which it chose otherwise than it would have alone."""
     round_ms: list[float] = field(default_factory=list)
     """From the frame to the action."""
-
-
-class Engine:
-    """One player's view of the common game.
-
-    Args:
-        place: 0 hosts, 1 joins.
-        port: of the host.
-        seed: of the world.
-    """
-
-    def __init__(self, place: int, port: int, seed: int) -> None:
-        import vizdoom
-
-        self._game = game = vizdoom.DoomGame()
-        game.load_config(str(Path(vizdoom.scenarios_path) / f"{GAME}.cfg"))
-        game.set_window_visible(False)
-        game.set_sound_enabled(False)
-        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-        game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-        game.set_mode(vizdoom.Mode.PLAYER)
-        game.set_episode_timeout(0)
-        game.set_seed(seed)
-        buttons = [vizdoom.Button.__members__[name.upper()] for name in BUTTONS]
-        game.set_available_buttons(buttons)
-        who = f"+name {AGENTS[place]} -port {port} "
-        game.add_game_args(who + ("-host 2" if place == 0 else "-join 127.0.0.1"))
-        try:
-            game.init()
-        except vizdoom.ViZDoomErrorException as error:
-            raise DataError(f"ViZDoom: {' '.join(str(error).split())}") from None
-
-    @property
-    def over(self) -> bool:
-        """Somebody has picked up the vest."""
-        return bool(self._game.is_episode_finished())
-
-    def frame(self) -> npt.NDArray[np.uint8]:
-        """What the player sees, RGB ``[120, 160, 3]``."""
-        import numpy as np
-
-        return np.array(self._game.get_state().screen_buffer, np.uint8)
-
-    def square(self) -> tuple[int, int]:
-        """The square of floor that it stands on."""
-        import vizdoom
-
-        kinds = vizdoom.GameVariable
-        read = self._game.get_game_variable
-        return int(read(kinds.POSITION_X) // FLOOR), int(read(kinds.POSITION_Y) // FLOOR)
-
-    def step(self, action: str) -> float:
-        """Hold a button for a step's time; the reward."""
-        return float(self._game.make_action([int(name == action) for name in BUTTONS], TICS))
-
-    def close(self) -> None:
-        """End this player's engine."""
-        self._game.close()
 
 
 class Explorer:
@@ -212,9 +152,10 @@ class Explorer:
         sure = float(np.nan_to_num(future.mrr_seq.mean(), nan=0.5))
         text = self._compressor.compress(future.z_cls_seq, name, min(1.0, max(0.0, sure)))
         self.told.texts.append(text)
+        room = f"{self._room} {number % ROOMS}"
         for _ in range(PATIENCE):
             answer = self._client.intention(
-                self._name, number, room=self._room, text=text, agents=AGENTS, wait_ms=WAIT_MS
+                self._name, number, room=room, text=text, agents=AGENTS, wait_ms=WAIT_MS
             )
             if not answer.missing:
                 break
@@ -255,7 +196,7 @@ def play(place: int, match: Match, parent: Connection) -> None:
         with SyncIWMClient(match.url) as client:
             codec = TrajectoryCodec.load(match.folder)
             explorer = Explorer(client, codec, AGENTS[place], match.room)
-            engine = Engine(place, match.port, match.seed)
+            engine = Engine(AGENTS[place], match.port, match.seed, host=place == 0)
             try:
                 plan: tuple[str, ...] = ()
                 for step in range(match.steps):
@@ -278,24 +219,27 @@ def game(match: Match) -> tuple[Told, Told]:
     Raises:
         ServiceError: a player failed or came to no end.
     """
+    from multiprocessing.connection import wait
+
     context = multiprocessing.get_context("spawn")
     pipes, players = [], []
     for place in range(2):
         mine, theirs = context.Pipe()
         arguments = place, match, theirs
         players.append(context.Process(target=play, args=arguments, daemon=True))
+        players[-1].start()
+        theirs.close()  # so that the end of the process ends the pipe
         pipes.append(mine)
-    for player in players:
-        player.start()
-    told = []
+    told: dict[int, Told] = {}
     try:
-        for pipe in pipes:
-            if not pipe.poll(2 * START_S + 5.0 * match.steps):
-                raise ServiceError("two_agents: a player came to no end")
-            answer = pipe.recv()
-            if isinstance(answer, str):
-                raise ServiceError(f"two_agents: {answer}")
-            told.append(answer)
+        while len(told) < 2:
+            waiting = [pipe for place, pipe in enumerate(pipes) if place not in told]
+            ready = wait(waiting, 2 * START_S + 5.0 * match.steps)
+            if not ready:
+                raise ServiceError("two_agents: the players came to no end")
+            for place, pipe in enumerate(pipes):
+                if pipe in ready:
+                    told[place] = answer_of(pipe)
         for player in players:
             player.join(10)
     finally:
@@ -305,13 +249,20 @@ def game(match: Match) -> tuple[Told, Told]:
     return told[0], told[1]
 
 
-def free_port() -> int:
-    """A UDP port that was free a moment ago."""
-    import socket
+def answer_of(pipe: Connection) -> Told:
+    """What a player has sent.
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    Raises:
+        ServiceError: an error, or nothing before its end.
+    """
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise ServiceError("two_agents: a player's process ended early") from None
+    if isinstance(answer, str):
+        raise ServiceError(f"two_agents: {answer}")
+    assert isinstance(answer, Told)
+    return answer
 
 
 def shared_codec(url: str, steps: int, folder: Path) -> None:
