@@ -124,6 +124,7 @@ def measure(
     draw = np.random.default_rng(0)
     if folder is None:
         model = WorldModel(**{"horizon": HORIZON, **(sizes or {})}, trainable=False).eval()
+        torch.nn.init.normal_(model.dynamics.move.weight, std=0.05)  # it starts at rest
     else:
         model = WorldModel.from_pretrained(folder)
     generator = ImaginedTrajectoryGenerator(model, rollouts=ROLLOUTS, horizon=model.horizon)

@@ -45,6 +45,7 @@ def _play(folder: Path | None, name: str, steps: int, seed: int) -> None:
     torch.manual_seed(seed)
     if folder is None:
         model = WorldModel(state_dim=8, latent_dim=32, hidden_dim=64, trainable=False).eval()
+        torch.nn.init.normal_(model.dynamics.move.weight, std=0.05)  # it starts at rest
     else:
         model = WorldModel.from_pretrained(folder)
     draw = np.random.default_rng(seed)

@@ -35,6 +35,7 @@ def main(
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
     model = WorldModel(state_dim=state, horizon=horizon, trainable=False).eval()
+    torch.nn.init.normal_(model.dynamics.move.weight, std=0.05)  # it starts at rest
     generator = ImaginedTrajectoryGenerator(model, horizon=horizon)
     futures = generator.generate(draw.normal(size=(20, state))).states
     compressor = IntentionCompressor(TrajectoryCodec.fit(futures.reshape(-1, horizon, state)))

@@ -16,7 +16,7 @@ STATE, ACTION, HORIZON, ROLLOUTS = 6, 2, 12, 5
 
 
 def tiny_world_model(seed: int = 0) -> WorldModel:
-    """Its states move, since a step starts small only in training."""
+    """Its states move: only in training does a step start at rest."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = WorldModel(
@@ -24,7 +24,7 @@ def tiny_world_model(seed: int = 0) -> WorldModel:
             trainable=False,
         ).eval()  # fmt: skip
         with torch.no_grad():
-            model.dynamics.move.weight.mul_(10)
+            model.dynamics.move.weight.normal_(0, 0.05)
     return model
 
 

@@ -35,6 +35,10 @@ class TrajectoryCodec:
         mean: [H, F], of the coded part.
         courses: [K, H * F], orthonormal rows.
         sigma: [K], standard deviations along them.
+
+    Attributes:
+        view, origin: [S, F] and [F]: a state in the coded directions is
+            ``state @ view - origin``.
     """
 
     def __init__(
@@ -63,8 +67,8 @@ class TrajectoryCodec:
         if (scale <= 0).any() or (sigma < 0).any():
             raise ModelError(f"{FILE}: scale and sigma: expected positive numbers")
         # (state - center) / scale, seen in the directions, is one product.
-        self._view = directions / scale[:, None]
-        self._origin = center @ self._view
+        self.view = directions / scale[:, None]
+        self.origin = center @ self.view
         self._layout = lru_cache(maxsize=MAX_CODE + 1)(partial(quantisation.Layout.of, sigma))
 
     @classmethod
@@ -144,7 +148,7 @@ class TrajectoryCodec:
 
     def project(self, states: npt.NDArray[Any]) -> Floats:
         """Normalised states [..., S] in the coded directions: [..., F]."""
-        return np.asarray(states @ self._view - self._origin, np.float32)
+        return np.asarray(states @ self.view - self.origin, np.float32)
 
     def lift(self, features: npt.NDArray[Any]) -> Floats:
         """States [..., S] of features [..., F]."""
@@ -167,7 +171,8 @@ class TrajectoryCodec:
         if len(states) < self.horizon:
             rest = np.repeat(states[-1:], self.horizon - len(states), axis=0)
             states = np.concatenate([states, rest])
-        numbers = self.courses @ (self.project(states) - self.mean).reshape(-1)
+        # Not by BLAS: its threads wait for each other longer than this takes.
+        numbers = (self.courses * (self.project(states) - self.mean).reshape(-1)).sum(-1)
         return self._layout(length).write(numbers, length)
 
     def decode(self, codes: list[str]) -> Floats:
@@ -182,8 +187,8 @@ class TrajectoryCodec:
         numbers = np.array(
             [self._layout(len(code)).read(code) for code in codes], np.float32
         ).reshape(len(codes), len(self.sigma))
-        coded: Floats = (numbers @ self.courses).reshape(-1, self.horizon, self.features)
-        return coded + self.mean
+        coded = np.einsum("nk,kf->nf", numbers, self.courses)
+        return np.asarray(coded.reshape(-1, self.horizon, self.features) + self.mean, np.float32)
 
     def _arrays(self) -> dict[str, Floats]:
         names = ("center", "scale", "directions", "mean", "courses", "sigma")

@@ -114,7 +114,11 @@ class Coordinator:
         states = self._encode(observations)
         clock.lap("encode")
         futures = self._generator.generate(
-            states, goals, previous=self._previous, seed=number % 2**31
+            states,
+            goals,
+            previous=self._previous,
+            codec=self._compressor.codec,
+            seed=number % 2**31,
         )
         clock.lap("imagine")
         scores = self._rule.scores(futures.returns, futures.uncertainty)
@@ -211,7 +215,8 @@ class Coordinator:
         chosen = announced.copy()
         count = len(self._order)
         place = {name: (at - number) % count for at, name in enumerate(self._order)}
-        own = self._compressor.codec.project(futures.states)
+        own = futures.features
+        assert own is not None
         for row, name in enumerate(self._agents):
             plans = [
                 intention.features

@@ -17,6 +17,7 @@ from iwm.agents.intention import Trajectory
 from iwm.errors import ModelError
 
 if TYPE_CHECKING:
+    from iwm.agents.codec import TrajectoryCodec
     from iwm.models.embodied import Imagined, Policy, WorldModel
 
 Floats = npt.NDArray[np.float32]
@@ -53,6 +54,8 @@ class Imagination:
     """[B, n, H]: expected RMSE of each state, in standard deviations of the states."""
     best: npt.NDArray[np.int64]
     """[B]: the future of the highest return."""
+    features: Floats | None = None
+    """[B, n, H, F]: the states in a codec's directions, where one was given."""
 
     def trajectory(self, agent: int, index: int) -> Trajectory:
         """One of the futures."""
@@ -101,6 +104,7 @@ class ImaginedTrajectoryGenerator:
         plans: npt.NDArray[Any] | None = None,
         rollouts: int | None = None,
         horizon: int | None = None,
+        codec: TrajectoryCodec | None = None,
         seed: int = 0,
     ) -> Imagination:
         """Imagine.
@@ -116,6 +120,7 @@ class ImaginedTrajectoryGenerator:
                 random plans.
             rollouts: n, where not the generator's own.
             horizon: H, where not the generator's own.
+            codec: in whose directions the futures are given, too.
             seed: of plans and draws.
 
         Raises:
@@ -138,16 +143,20 @@ class ImaginedTrajectoryGenerator:
         parts = min(self._workers, count)
         edges = [count * i // parts for i in range(parts + 1)]
         spans = [slice(*edges[i : i + 2]) for i in range(parts)]
-        part = partial(self._part, here, policy, targets, (n, steps, seed))
+        part = partial(self._part, here, policy, targets, codec, (n, steps, seed))
         found = list(self._pool.map(part, spans))
 
-        def joined(name: str) -> Any:
-            arrays = [getattr(one, name).cpu().numpy() for one in found]
-            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-        returns = joined("returns")
+        returns = _joined([one.returns for one, _ in found])
+        features = None
+        if codec is not None:
+            features = _joined([seen for _, seen in found if seen is not None])
         return Imagination(
-            joined("states"), joined("actions"), returns, joined("uncertainty"), returns.argmax(1)
+            _joined([one.states for one, _ in found]),
+            _joined([one.actions for one, _ in found]),
+            returns,
+            _joined([one.uncertainty for one, _ in found]),
+            returns.argmax(1),
+            features,
         )
 
     def close(self) -> None:
@@ -159,9 +168,10 @@ class ImaginedTrajectoryGenerator:
         here: Tensor,
         policy: Policy | Tensor | None,
         targets: Tensor | None,
+        codec: TrajectoryCodec | None,
         settings: tuple[int, int, int],
         span: slice,
-    ) -> Imagined:
+    ) -> tuple[Imagined, Tensor | None]:
         reward = None
         if targets is not None:
             reward = partial(_nearness, targets[span], self.model.state_std)
@@ -169,8 +179,13 @@ class ImaginedTrajectoryGenerator:
             policy = policy[span]
         n, steps, seed = settings
         found = self.model.imagine(here[span], policy, n, steps, seed=seed, reward=reward)
-        assert found.states is not None  # decoded here, beside the other threads
-        return found
+        # Decoded and seen here, beside the other threads.
+        states = found.states
+        if codec is None:
+            return found, None
+        view, origin = (torch.from_numpy(array).to(states) for array in (codec.view, codec.origin))
+        with torch.inference_mode():
+            return found, states @ view - origin
 
     def _plans(
         self, shape: tuple[int, int, int, int], previous: npt.NDArray[Any] | None, seed: int
@@ -211,6 +226,11 @@ class ImaginedTrajectoryGenerator:
         if any(row.shape != (size,) or np.isinf(row).any() for row in rows):
             raise ModelError(f"target: expected [{size}] without infinities")
         return torch.as_tensor(np.stack(rows), dtype=torch.float32)
+
+
+def _joined(parts: list[Tensor]) -> Any:
+    arrays = [part.cpu().numpy() for part in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _alone() -> None:
