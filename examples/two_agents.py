@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from iwm.agents.codec import TrajectoryCodec
-    from iwm.client import RolloutResult, SyncIWMClient
+    from iwm.client import IntentionResult, RolloutResult, SyncIWMClient
 
     Floats = npt.NDArray[np.float32]
 
@@ -52,9 +52,6 @@ PLANS: dict[str, tuple[str, ...]] = {
     },
 }
 """What is imagined, by the name that goes into a message."""
-WAIT_MS = 1000
-PATIENCE = 30
-"""Times to wait so long for the other's message."""
 ROOMS = 4
 """A room keeps an agent's newest message alone, and the engine lets a player run ahead by a round:
 rounds take turns at so many rooms."""
@@ -152,21 +149,26 @@ class Explorer:
         sure = float(np.nan_to_num(future.mrr_seq.mean(), nan=0.5))
         text = self._compressor.compress(future.z_cls_seq, name, min(1.0, max(0.0, sure)))
         self.told.texts.append(text)
-        room = f"{self._room} {number % ROOMS}"
-        for _ in range(PATIENCE):
-            answer = self._client.intention(
-                self._name, number, room=room, text=text, agents=AGENTS, wait_ms=WAIT_MS
-            )
-            if not answer.missing:
-                break
-        self._inbox.begin(number)
-        self._inbox.take([Message(heard.agent, number, heard.text) for heard in answer.others])
-        self.told.missed += bool(answer.missing)
+        # The engine may hold the other until this one moves, so nobody waits for a message: what
+        # was told in the round before is heard, and this round's is left for the next.
+        if number:
+            heard = self._post(number - 1, self.told.texts[-2])
+            self._inbox.begin(number - 1)
+            self._inbox.take([Message(one.agent, number - 1, one.text) for one in heard.others])
+            self.told.missed += bool(heard.missing)
+        self._post(number, text)
+        if not number:
+            return
         for intention in self._inbox.read.values():
             if intention.features is not None:
                 self._others.extend(intention.features)
                 self.told.read += 1
         self.told.dropped = {str(why): n for why, n in self._inbox.dropped.items()}
+
+    def _post(self, number: int, text: str) -> IntentionResult:
+        """Leave a round's message, and see the other's if it is there."""
+        room = f"{self._room} {number % ROOMS}"
+        return self._client.intention(self._name, number, room=room, text=text, agents=AGENTS)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def test_two_agents_play_one_game(tmp_path: Path) -> None:
     told, silent = found["intentions"], found["silent"]
     assert told["rounds"] == silent["rounds"] == 2 * 18 / 3
     assert told["messages"] == told["rounds"]
-    assert told["read"] + told["missed"] == told["messages"]
+    # Those of the last round are not heard any more.
+    assert told["read"] + told["missed"] == told["messages"] - 2
     assert told["read"] >= told["messages"] / 2
     assert told["dropped"] == 0
     assert told["bytes_max"] <= 49
