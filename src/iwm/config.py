@@ -74,7 +74,7 @@ class PackageConfig:
     name: str = "iwm"
     phase: str = "core"
     """Whose champion answers."""
-    also: tuple[str, ...] = ("invariant", "equivariant", "core", "vqvae-dynamics")
+    also: tuple[str, ...] = ("invariant", "equivariant", "core", "vqvae-dynamics", "embodied")
     """Whose champions are packed beside it, where they have one: the streams of /encode_dual,
     what ``IWM_MODEL_VARIANT`` may choose, and what /reconstruct and /dream answer with."""
     max_mb: Annotated[int, Field(gt=0)] = 4096
