@@ -24,7 +24,15 @@ ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "profiles.yaml"
 
 
-NAMES = ["smoke", "cpu", "gpu", "dual-gpu", "cluster", *(run.profile for run in RUNS.values())]
+NAMES = [
+    "smoke",
+    "sprites",
+    "cpu",
+    "gpu",
+    "dual-gpu",
+    "cluster",
+    *(run.profile for run in RUNS.values()),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,7 +44,9 @@ def test_every_profile_resolves_and_has_a_gate_for_everything_it_trains(name: st
         assert values["evaluate"][phase]
         rules = values["gate"][phase]
         assert rules, f"{phase} has no gate"
-        assert any("baseline" in rule for rule in rules), f"{phase} compares with no baseline"
+        # A gain is a figure in pairs over a baseline.
+        compared = [rule for rule in rules if "baseline" in rule or "gain" in rule["figure"]]
+        assert compared, f"{phase} compares with no baseline"
 
 
 def test_a_profile_extends_one_other(tmp_path: Path) -> None:
@@ -122,7 +132,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="smoke, cpu, gpu, dual-gpu, cluster"):
+    with pytest.raises(ConfigError, match="smoke, sprites, cpu, gpu, dual-gpu, cluster"):
         resolve_profile("tpu", profiles=PROFILES, environ={})
 
 

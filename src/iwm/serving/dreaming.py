@@ -93,6 +93,8 @@ class Codec:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.card = card or {}
         self.preprocess = Preprocess.of_model(model)
+        # The first call imports the figures' packages and chooses kernels: seconds.
+        self.reconstruct(np.zeros((1, *self.size, 3), np.uint8))
 
     @property
     def size(self) -> tuple[int, int]:

@@ -291,7 +291,7 @@ def test_wrong_settings_are_named(over: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_model_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="known: action, iwm"):
+    with pytest.raises(ConfigError, match="known: action, embodied, iwm"):
         create_model("dreamer")
 
 

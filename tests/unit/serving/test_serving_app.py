@@ -333,6 +333,7 @@ def test_token(engine: Engine, path: str, token: str | None, status: int) -> Non
 def test_openapi_names_every_call(engine: Engine) -> None:
     paths = ask(engine, "GET", "/openapi.json").json()["paths"]
     calls = {"/encode", "/predict", "/rollout", "/encode_dual", "/plan", "/surprise"}
+    calls |= {"/reconstruct", "/dream", "/imagine", "/intention"}
     assert calls | {"/health", "/model", "/metrics"} == set(paths)
     content: Sequence[str] = paths["/encode"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/json", "image/png", "image/jpeg"}

@@ -73,14 +73,14 @@ def test_the_folder_may_say_which_answers(several: Path, tmp_path: Path) -> None
 
 
 def test_a_variant_that_is_not_there_is_said(several: Path) -> None:
-    with pytest.raises(ModelError, match="no variant 'vqvae'; it holds action, core, equivariant"):
-        load_models(config(several, "vqvae"))
+    with pytest.raises(ModelError, match="no variant 'dreamer'; it holds action, core"):
+        load_models(config(several, "dreamer"))
     with pytest.raises(ModelError, match="holds the variant 'core', not 'action'"):
         load_models(config(several / "core", "action"))
     assert load_models(config(several / "core", "core")).variant == "core"
-    runtime = Runtime(config(several, "vqvae"))
+    runtime = Runtime(config(several, "dreamer"))
     runtime.load()
-    assert "no variant 'vqvae'" in runtime.reason
+    assert "no variant 'dreamer'" in runtime.reason
     runtime.close()
 
 

@@ -10,11 +10,13 @@ import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from tinydreams import CONTEXT, tiny_dreams
+from tinyembodied import write_embodied
 from tinymodel import WIDTH, write_action_model, write_model
 
 from iwm.serving.app import Runtime, create_app
 from iwm.serving.config import ServiceConfig, service_config
 from iwm.serving.dreaming import Dreamer
+from iwm.serving.embodied import load_imaginer
 from iwm.serving.engine import Engine
 from iwm.serving.runtime import CALLS
 
@@ -27,7 +29,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
         for seed, name in enumerate(("invariant", "equivariant"))
     }
     engine = Engine.load(write_action_model(root / "action"), "cpu")
-    return Runtime(ServiceConfig(), engine, streams, Dreamer(tiny_dreams(), "cpu"))
+    imaginer = load_imaginer(write_embodied(root / "embodied"), "cpu")
+    return Runtime(ServiceConfig(), engine, streams, Dreamer(tiny_dreams(), "cpu"), imaginer)
 
 
 def asked(runtime: Runtime, calls: list[tuple[str, str, Any]]) -> list[httpx.Response]:
