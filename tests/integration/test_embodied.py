@@ -113,7 +113,9 @@ def test_from_particles_to_a_gate_and_the_registry(checkout: Path) -> None:
 
     import mlflow
 
-    mlflow.set_tracking_uri(f"sqlite:///{checkout}/mlruns/mlflow.db")
+    store_uri = f"sqlite:///{checkout}/mlruns/mlflow.db"
+    mlflow.set_tracking_uri(store_uri)
+    mlflow.set_registry_uri(store_uri)
     registered = mlflow.pyfunc.load_model("models:/iwm-embodied@champion")
     window = store.windows(np.array([0, 1]), 5)
     given = {"state": window.states[:, 0].numpy(), "actions": window.actions[:, :4].numpy()}

@@ -132,7 +132,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(checkout: Path) -> None:
     edit(checkout, train__model={"name": "iwm", "image_size": [96, 96]})
     refused("train", "[96, 96]", "[64, 64]")
     edit(checkout, train__model={"name": "dreamer"})
-    refused("train", "dreamer", "known: action, iwm")
+    refused("train", "dreamer", "known: action, embodied, iwm")
     edit(checkout, train__model={"name": "iwm", "encoder": {"depht": 2}})
     refused("train", "depht")
     shutil.rmtree(checkout / "artifacts/shards")

@@ -293,7 +293,7 @@ def test_attention_finds_a_spot() -> None:
         slots.start[0] = torch.ones(8).cumsum(0)
         slots.start[1:] = -slots.start[0]
         row = slots.norm_slots(slots.start[0])
-        slots.q.weight.copy_(20 * torch.outer(key, row) / row.norm() ** 2)
+        slots.q.weight.copy_(2 * torch.outer(key, row) / row.norm() ** 2)
         _, maps = slots(features, torch.zeros(1, 16))
     assert before.shape == maps.shape == (1, 3, 16)
     assert maps[0, 0].argmax() == 5
