@@ -74,9 +74,10 @@ def read_index(index_dir: Path) -> IndexTables:
     joined = pa.concat_tables([schema.empty_table(), *tables])
     # Digests as numbers: comparing small integers instead of a hundred thousand byte strings.
     digests = joined["sha1"].combine_chunks().dictionary_encode().indices.to_numpy()
-    data = joined.drop_columns("sha1").to_pandas()
+    # Names that repeat are kept once; a day of play is millions of rows.
+    data = joined.drop_columns("sha1").to_pandas(categories=["recording", "status", "split"])
     data["sha1"] = digests
-    data["episode_id"] = data.groupby(["recording", "episode"]).ngroup()
+    data["episode_id"] = data.groupby(["recording", "episode"], observed=True).ngroup()
     data["decoded"] = data["status"] == "ok"
     _add_actions(data, recordings)
     frames = data[data["decoded"]].copy()
