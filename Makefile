@@ -41,7 +41,7 @@ demo: setup ## Record real gameplay, run the graph, serve and query the model (c
 	$(BIN)/iwm demo
 
 .PHONY: smoke
-smoke: setup ## The whole graph on the procedural world, in a temporary clone (some six minutes)
+smoke: setup ## The whole graph on the procedural world, in a temporary clone (some ten minutes)
 	$(BIN)/iwm smoke
 
 .PHONY: train-strong
