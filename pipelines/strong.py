@@ -1,8 +1,9 @@
 """`iwm train-strong`: longer runs that make the ready-made models, apart from your own data.
 
-Each is an ordinary run of the graph in a profile of its own (``strong-<game>``), in a working
-copy of this checkout that is kept: a run that was stopped, a kill included, goes on where it
-was.
+Each is an ordinary run of the graph in a profile of its own (``strong-<game>``), up to the gates
+of the phases that it names, in a working copy of this checkout that is kept: a run that was
+stopped, a kill included, goes on where it was. A gate that is missed does not keep the other
+phases from being made; every gate's figures are printed.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ import typer
 
 from pipelines._stage import run
 
-PHASE = "action"
+EXPORTED = "action"
+"""The phase whose model ships in the package."""
 KEEP = Path("artifacts/strong")
 
 
 @dataclass(frozen=True)
 class Strong:
-    """One longer run: its profile, and the name of the ready-made model that comes of it."""
+    """One longer run: its profile, the phases it makes up to their gates, in this order, and the
+    name of the ready-made model that comes of it."""
 
     profile: str
     model: str
+    phases: tuple[str, ...] = (EXPORTED,)
 
 
 RUNS = {
-    "doom": Strong("strong-doom", "doom-tiny"),
+    "doom": Strong("strong-doom", "doom-tiny", ("action", "vrnn")),
     "freeway": Strong("strong-freeway", "freeway-tiny"),
     "minigrid": Strong("strong-minigrid", "minigrid-tiny"),
 }
@@ -53,41 +57,65 @@ def command(
     export: Annotated[
         Path | None, typer.Option(help="Pack what passed into this folder, as `iwm export` does.")
     ] = None,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this phase of a run, and what it needs; may be repeated."),
+    ] = None,
 ) -> None:
-    """Record, train and gate the action model of GAMES in their strong profiles."""
-    from iwm.errors import ConfigError
+    """Record, train and gate the models of GAMES in their strong profiles."""
+    from iwm.errors import ConfigError, GateFailed
 
     chosen = games or list(RUNS)
     for name in chosen:
         if name not in RUNS:
             raise ConfigError(f"train-strong: no run {name!r}; there are {', '.join(RUNS)}")
+        for wanted in phase or ():
+            if wanted not in RUNS[name].phases:
+                there = ", ".join(RUNS[name].phases)
+                raise ConfigError(f"train-strong {name}: no phase {wanted!r}; there are {there}")
     checkout = Path.cwd()
     copies, target = keep.resolve(), export.resolve() if export else None
+    missed = []
     for name in chosen:
+        phases = tuple(item for item in RUNS[name].phases if not phase or item in phase)
         try:
-            _run(name, copies / name, update=update, export=target)
+            missed += _run(name, copies / name, phases, update=update, export=target)
         finally:
             os.chdir(checkout)
+    if missed:
+        raise GateFailed(f"train-strong: no gate passed for {', '.join(missed)}; see above")
 
 
-def _run(name: str, folder: Path, *, update: bool, export: Path | None) -> None:
-    """One run, in its copy."""
+def _run(
+    name: str, folder: Path, phases: tuple[str, ...], *, update: bool, export: Path | None
+) -> list[str]:
+    """One run, in its copy; returns the phases that did not pass, as ``<run>: <phase>``."""
+    from iwm.errors import IwmError
     from pipelines import _copy, _repro
 
-    strong, started = RUNS[name], time.monotonic()
+    strong, started, began = RUNS[name], time.monotonic(), time.time()
     _prepare(folder, strong.profile, update=update)
     _copy.work_in(folder)
     _repro.ensure_data(folder)
-    _repro.repro([f"gate@{PHASE}"], cwd=folder)
     os.chdir(folder)
+    missed = []
+    for phase in phases:
+        try:
+            _repro.repro([f"gate@{phase}"], cwd=folder)
+        except IwmError:  # what failed has said why; the other phases do not hang on it
+            missed.append(phase)
     typer.echo(f"train-strong {name}: {(time.monotonic() - started) / 60:.1f} minutes, in {folder}")
-    for line in figures():
-        typer.echo(f"  {line}")
-    if export is not None:
+    for phase in phases:
+        typer.echo(f"  {phase}: {'NOT PASSED' if phase in missed else 'passed'}")
+        # An earlier run's report says nothing of a stage that now failed before its gate.
+        for line in figures(phase, since=began if phase in missed else 0.0):
+            typer.echo(f"    {line}")
+    if export is not None and EXPORTED not in missed:
         from pipelines.export import export_model
 
-        place = export_model(PHASE, export / strong.model)
+        place = export_model(EXPORTED, export / strong.model)
         typer.echo(f"  packed into {place}")
+    return [f"{name}: {phase}" for phase in missed]
 
 
 def _prepare(folder: Path, profile: str, *, update: bool) -> None:
@@ -117,16 +145,19 @@ def _prepare(folder: Path, profile: str, *, update: bool) -> None:
         typer.echo(f"{folder}: going on with its own code and profile (--update takes today's)")
 
 
-def figures() -> list[str]:
-    """The gate's figures of the checkout in the current folder, a line each."""
+def figures(phase: str, since: float = 0.0) -> list[str]:
+    """A gate's figures of the checkout in the current folder, a line each; none where there is
+    no report of ``since`` (seconds since 1970) or later."""
     from iwm.files import read_json
     from pipelines._stage import REPORTS
     from pipelines._summary import interval, must_beat
 
-    gate = read_json(REPORTS / "gates" / f"{PHASE}.json")
+    report = REPORTS / "gates" / f"{phase}.json"
+    if not report.is_file() or report.stat().st_mtime < since:
+        return []
     return [
         f"{rule['figure']} {interval(rule)} against {must_beat(rule)}: {rule['verdict']}"
-        for rule in gate["rules"]
+        for rule in read_json(report)["rules"]
     ]
 
 

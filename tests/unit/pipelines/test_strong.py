@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from iwm.errors import ConfigError, IwmError
+from iwm.errors import ConfigError, GateFailed, IwmError
 from pipelines import _copy, _repro
 from pipelines.strong import RUNS, _prepare, command, figures
 
@@ -142,11 +143,36 @@ def test_the_games_run_one_after_the_other_each_in_its_copy(
 
     monkeypatch.setattr(_repro, "repro", repro)
     monkeypatch.setattr(_repro, "ensure_data", lambda folder: None)
-    monkeypatch.setattr("pipelines.strong.figures", lambda: ["a figure"])
+    monkeypatch.setattr("pipelines.strong.figures", lambda phase, since: [f"a figure of {phase}"])
     command(["doom", "minigrid"], keep=tmp_path / "copies", update=False, export=None)
-    assert asked == [("gate@action", "strong-doom"), ("gate@action", "strong-minigrid")]
-    assert capsys.readouterr().out.count("a figure") == 2
+    doom = [(f"gate@{phase}", "strong-doom") for phase in RUNS["doom"].phases]
+    assert asked == [*doom, ("gate@action", "strong-minigrid")]
+    assert capsys.readouterr().out.count("a figure of action") == 2
     assert Path.cwd() == checkout
+
+    asked.clear()
+    command(["doom"], keep=tmp_path / "copies", update=False, export=None, phase=["vrnn"])
+    assert asked == [("gate@vrnn", "strong-doom")]
+    with pytest.raises(ConfigError, match="minigrid: no phase 'vrnn'; there are action"):
+        command(["minigrid"], keep=tmp_path / "copies", phase=["vrnn"])
+
+
+def test_a_missed_gate_is_told_at_the_end_and_keeps_no_other_phase_from_being_made(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def repro(targets: list[str], cwd: Path) -> float:
+        if targets == ["gate@action"]:
+            raise IwmError("`dvc repro gate@action` ended with code 255")
+        return 1.0
+
+    monkeypatch.setattr(_repro, "repro", repro)
+    monkeypatch.setattr(_repro, "ensure_data", lambda folder: None)
+    with pytest.raises(GateFailed, match="no gate passed for doom: action; see above"):
+        command(["doom"], keep=tmp_path / "copies", export=tmp_path / "zoo")
+    said = capsys.readouterr().out
+    assert "action: NOT PASSED" in said
+    assert "vrnn: passed" in said
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_figures_are_the_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,11 +182,14 @@ def test_figures_are_the_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rules = [{**rule, "threshold": 0.9}, {**rule, "baseline": "chance", "baseline_value": 0.45}]
     write_json(tmp_path / "reports/gates/action.json", {"rules": rules})
     monkeypatch.chdir(tmp_path)
-    assert figures() == [
+    assert figures("vrnn") == []
+    assert figures("action", since=time.time() + 60) == []
+    assert figures("action") == [
         "mrr 0.93 [0.92, 0.94] against 0.9: pass",
         "mrr 0.93 [0.92, 0.94] against chance 0.45: pass",
     ]
 
 
-def test_every_run_has_a_name_for_its_model() -> None:
+def test_every_run_has_a_name_for_its_model_and_makes_it() -> None:
     assert len({run.model for run in RUNS.values()}) == len(RUNS)
+    assert all("action" in run.phases for run in RUNS.values())
