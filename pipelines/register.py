@@ -58,17 +58,26 @@ def _run_id(client: Any, evidence: Evidence) -> str | None:
         return None
 
 
-def _signature(kind: str) -> Any:
-    """What a model of this name in the model registry takes and gives, for MLflow."""
+def _signature(folder: Path) -> Any:
+    """What the model in a folder takes and gives, for MLflow."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from pipelines._registry import UNCALIBRATED
+    from iwm.models.saving import read_config
+    from pipelines._registry import UNCALIBRATED, model_name
 
     def floats(dimensions: int, name: str | None = None) -> TensorSpec:
         return TensorSpec(np.dtype("float32"), (-1,) * dimensions, name)
 
+    kind = model_name(folder)
+    if kind == "vrnn":
+        windows = TensorSpec(np.dtype("uint8"), (-1, -1, -1, -1, 3), "frames")
+        actions = TensorSpec(np.dtype("int64"), (-1, -1), "actions")
+        if read_config(folder)["settings"]["action_dim"]:  # names alone do not say everything
+            actions = floats(3, "actions")
+        imagined = TensorSpec(np.dtype("uint8"), (-1, -1, -1, -1, 3))
+        return ModelSignature(inputs=Schema([windows, actions]), outputs=Schema([imagined]))
     if kind == "embodied":
         taken = Schema([floats(2, "state"), floats(3, "actions")])
         return ModelSignature(inputs=taken, outputs=Schema([floats(3)]))
@@ -86,7 +95,7 @@ def _log(client: Any, evidence: Evidence, config: RegisterConfig, name: str) -> 
     from pipelines import _registry
     from pipelines._mlflow import experiment_id
 
-    signature = _signature(_registry.model_name(evidence.folder))
+    signature = _signature(evidence.folder)
     run_id = _run_id(client, evidence)
     opened = (
         mlflow.start_run(run_id=run_id, log_system_metrics=False)

@@ -47,6 +47,33 @@ def stage(folder: Path, name: str, phase: str) -> subprocess.CompletedProcess[st
     )
 
 
+def imagines_from_the_registry(checkout: Path) -> None:
+    """The registered version foretells what the trained one does."""
+    import mlflow
+    import numpy as np
+    import torch
+
+    from iwm.models.registry import load_model
+
+    store = f"sqlite:///{checkout}/mlruns/mlflow.db"
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    released = mlflow.pyfunc.load_model("models:/iwm-vrnn@champion")
+    model = load_model(checkout / "artifacts/models/vrnn")
+    height, width = model.config.image_size
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, height, width, 3), np.uint8)
+    actions = np.array([[0, 1, 1, 0, 1], [1, 0, 0, 0, 1]])
+    seen = released.predict({"frames": frames, "actions": actions})
+    assert (seen.shape, seen.dtype) == ((2, 3, height, width, 3), np.uint8)
+    vectors = model.action_vectors(torch.from_numpy(actions))
+    own = model.rollout(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), vectors, 3, "mean").frames
+    assert own is not None
+    expected = (own * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+    np.testing.assert_array_equal(seen, expected)
+    large = frames.repeat(2, axis=2).repeat(2, axis=3)
+    assert released.predict({"frames": large, "actions": actions}).shape == seen.shape
+
+
 def test_both_priors_are_trained_and_held_against_each_other(checkout: Path) -> None:
     for phase in ("vrnn", "vrnn-single"):
         trained = stage(checkout, "train", phase)
@@ -86,6 +113,10 @@ def test_both_priors_are_trained_and_held_against_each_other(checkout: Path) -> 
     assert 0 < surprise["0.5"] <= surprise["0.95"] <= surprise["0.99"]
     gated = stage(checkout, "gate", "vrnn")
     assert gated.returncode == 0, gated.stderr
+    registered = stage(checkout, "register", "vrnn")
+    assert registered.returncode == 0, registered.stderr
+    assert "champion" in registered.stdout
+    imagines_from_the_registry(checkout)
 
     params = yaml.safe_load((checkout / "params.yaml").read_text())
     params["train"]["vrnn-single"]["seed"] = 5
