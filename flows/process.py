@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from iwm.errors import IwmError
+from iwm.errors import ClusterError, IwmError
 from pipelines._stage import QUIET_ENVIRONMENT
 
 GRACE_S = 15.0
@@ -46,7 +46,7 @@ class StageFailed(IwmError):
 
 
 class InfrastructureError(IwmError):
-    """A stage was killed, or DVC's lock was taken: worth another attempt."""
+    """A stage was killed, lost a host, or found DVC's lock taken: worth another attempt."""
 
 
 class Stopped(IwmError):
@@ -73,6 +73,8 @@ def judge(name: str, ended: Ended) -> IwmError | None:
         return InfrastructureError(f"{name} was ended by {signal.Signals(number).name}")
     if _LOCK_BUSY.search(text):
         return InfrastructureError(f"{name}: another DVC process holds the lock")
+    if code == ClusterError.exit_code:
+        return InfrastructureError(f"{name}: {_reason(ended.tail)}")
     return StageFailed(f"{name} failed: {_reason(ended.tail)}")
 
 

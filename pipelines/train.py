@@ -24,14 +24,29 @@ def train(
         typer.Option(
             envvar="IWM_PROCESSES",
             min=1,
-            help="Processes on this machine, one an accelerator; the same global batch.",
+            help="Processes on each machine, one an accelerator; the same global batch.",
         ),
     ] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            envvar="IWM_NODES",
+            min=1,
+            help="Machines: this one and others of the Dask cluster, unless --head is given.",
+        ),
+    ] = 1,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            envvar="IWM_HEAD",
+            help="HOST:PORT of the first machine, when each is started by hand.",
+        ),
+    ] = None,
 ) -> None:
     """Train PHASE on the shards into artifacts/models/PHASE.
 
     Run it again after any stop, a kill included: it goes on from its last checkpoint. On several
-    machines: `torchrun --nnodes N ... -m pipelines.train PHASE` on each.
+    machines: `--nodes N` here, with a Dask worker on each; or `--nodes N --head HOST:PORT` on each.
     """
     from iwm.config import load_params
     from iwm.errors import ConfigError
@@ -41,8 +56,12 @@ def train(
         raise ConfigError(f"train.{phase}: not in params.yaml; it has {', '.join(params.train)}")
     config = params.train[phase]
 
-    if processes > 1 and "RANK" not in os.environ:
-        spread(phase, processes)
+    if "RANK" in os.environ:
+        from iwm.gameplay.executor import end_with_parent
+
+        end_with_parent(os.getppid())  # a killed torchrun leaves nothing behind
+    elif processes > 1 or nodes > 1:
+        spread(phase, processes, nodes, head)
     share_processors()
     if config.trajectories is not None:
         from pipelines._train_trajectories import train_trajectories
@@ -154,11 +173,17 @@ def _tell(phase: str, summary: Summary | None) -> None:
     )
 
 
-def spread(phase: str, processes: int) -> NoReturn:
-    """Go on as ``processes`` processes, started by torchrun in this process's place."""
+def spread(phase: str, processes: int, nodes: int, head: str | None) -> NoReturn:
+    """Go on as several processes, started by torchrun here and on every other host."""
+    from pipelines import _torchrun
+
     sys.stdout.flush()
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", "pipelines.train", phase])
+    if nodes > 1 and head is None:
+        from pipelines._hosts import train_on_cluster
+
+        train_on_cluster(phase, processes, nodes)
+    words = _torchrun.command(_torchrun.arguments(phase, processes, nodes, head))
+    os.execv(words[0], words)
 
 
 def _actions(

@@ -1,6 +1,6 @@
 """Errors a user can act on: one line that names the thing and the reason.
 
-Every command turns an :class:`IwmError` into that one line and exit code 1;
+Every command turns an :class:`IwmError` into that one line and its exit code, mostly 1;
 any other exception is a bug and keeps its traceback.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 
 class IwmError(Exception):
     """Base of every error that is the user's to mend, not ours."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class ConfigError(IwmError):
@@ -39,13 +42,20 @@ class TrackingError(IwmError):
     """The tracking server or registry cannot do what was asked."""
 
 
+class ClusterError(IwmError):
+    """A host or process that shares the work was lost; running it again goes on."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits(3): flows try again."""
+
+
 class ServiceError(IwmError):
     """The inference service cannot be built, started or reached."""
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with one line and code 1 on an error that is the user's to mend.
+    """End the program with one line and a code on an error that is the user's to mend.
 
     That is every :class:`IwmError`, and what the system refuses: a full disk, a read-only
     folder, a missing file.
@@ -54,7 +64,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except IwmError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         print(f"error: {name}{error.strerror or error}", file=sys.stderr)

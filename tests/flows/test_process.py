@@ -167,6 +167,12 @@ FAILED = "ERROR: failed to reproduce 'gate@core': failed to run: python -m x, ex
         ),
         (
             255,
+            ("> python", "error: lost the host 10.0.0.2", FAILED.format(75)),
+            InfrastructureError,
+            "gate@core: lost the host 10.0.0.2",
+        ),
+        (
+            255,
             ("Traceback (most recent call last):", "ValueError: a bug", FAILED.format(1)),
             StageFailed,
             "gate@core failed: ValueError: a bug",

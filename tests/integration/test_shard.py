@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,20 @@ def test_bytes_do_not_depend_on_the_workers(made: Path, tmp_path: Path) -> None:
         write_shards(made / "data", made / "index", tmp_path / str(workers), cfg)
     for file in (tmp_path / "1").iterdir():
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes(), file.name
+
+
+def test_a_dask_cluster_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    alone = ShardConfig(frames_per_shard=128, workers=1)
+    write_shards(made / "data", made / "index", tmp_path / "alone", alone)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        cfg = replace(alone, executor="dask", dask_address=cluster.scheduler_address)
+        write_shards(made / "data", made / "index", tmp_path / "dask", cfg)
+    for file in (tmp_path / "alone").iterdir():
+        assert file.read_bytes() == (tmp_path / "dask" / file.name).read_bytes(), file.name
 
 
 def test_a_recording_that_changed_since_ingestion_is_named(made: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iwm.gameplay.config import Positive, Share, SplitConfig
+from iwm.gameplay.config import Positive, Share, SplitConfig, Where
 from iwm.settings import settings
 
 
@@ -44,7 +44,11 @@ class ShardConfig:
     format: Literal["jpeg", "png"] = "jpeg"
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     frames_per_shard: Positive = 4096
+    executor: Where = "processes"
+    """Where frames are encoded; one place writes the tars."""
     workers: Positive = 2
+    dask_address: str | None = None
+    """As in ``ingest``."""
 
 
 @settings

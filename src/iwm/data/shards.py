@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,8 +38,7 @@ from iwm.data.frames import EXTENSIONS, encode_frames
 from iwm.data.shard_plan import count_frames, data_revision, encoding_tasks, read_usable_frames
 from iwm.errors import ConfigError, DataError
 from iwm.files import atomic_directory, read_json, write_json
-from iwm.gameplay.config import IngestConfig
-from iwm.gameplay.executor import make_executor
+from iwm.gameplay.executor import make_executor, places
 from iwm.gameplay.index import (
     INDEX_SCHEMA,
     SPLITS,
@@ -297,10 +297,11 @@ def _encoded_in_order(
 ) -> Iterator[bytes]:
     """Encoded images in the table's order; a few chunks ahead of the writer, no more."""
     waiting: deque[Future[list[bytes]]] = deque()
+    ahead = 2 * places(executor, cfg)
     try:
         for task in encoding_tasks(data_dir, table, recordings, cfg):
             waiting.append(executor.submit(encode_frames, *task))
-            if len(waiting) > 2 * cfg.workers:
+            if len(waiting) > ahead:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
@@ -320,18 +321,22 @@ def write_shards(data_dir: Path, index_dir: Path, out_dir: Path, cfg: ShardConfi
         data_dir: the recordings, one folder each.
         index_dir: the ingestion index.
         out_dir: the shards; made or replaced when whole.
-        cfg: size, encoding, frames a tar, worker processes.
+        cfg: size, encoding, frames a tar, where the work runs.
 
     Raises:
         DataError: nothing usable, a recording that changed since ingestion, a full disk.
+        ConfigError: no Dask scheduler, or one without workers.
+        ClusterError: the Dask cluster was lost.
     """
     table = read_usable_frames(index_dir)
     names = table["recording"].unique().to_pylist()
     recordings = {name: read_recording(data_dir / name) for name in names}
-    where = IngestConfig(executor="processes" if cfg.workers > 1 else "serial", workers=cfg.workers)
+    alone = cfg.executor == "processes" and cfg.workers == 1
     with (
-        make_executor(where) as executor,
+        make_executor(replace(cfg, executor="serial") if alone else cfg) as executor,
         Progress("shard", table.num_rows, "frames") as progress,
     ):
-        images = _encoded_in_order(executor, data_dir, table, recordings, cfg)
+        # Other hosts have the same path, but another working folder.
+        where = data_dir.absolute() if cfg.executor == "dask" else data_dir
+        images = _encoded_in_order(executor, where, table, recordings, cfg)
         return pack(out_dir, table, images, cfg, recordings, progress.advance)

@@ -11,6 +11,8 @@ from iwm.settings import settings
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Where = Literal["processes", "threads", "serial", "dask"]
+"""Where work that can be spread runs; see :mod:`iwm.gameplay.executor`."""
 
 
 @settings
@@ -94,10 +96,11 @@ class SplitConfig:
 class IngestConfig:
     """Decoding every frame once and writing the index."""
 
-    executor: Literal["processes", "threads", "serial", "dask"] = "processes"
+    executor: Where = "processes"
     workers: Positive = 2
     dask_address: str | None = None
-    """Scheduler address, e.g. ``tcp://10.0.0.1:8786``; needed by ``executor: dask``."""
+    """Scheduler of ``executor: dask``, e.g. ``tcp://10.0.0.1:8786``; ``null``: the one that
+    ``DASK_SCHEDULER_ADDRESS`` names."""
     max_quarantine_share: Share = 0.02
     """More frames than this set aside stops the run."""
     max_pixels: Positive = 16_777_216

@@ -12,20 +12,19 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from iwm.errors import ConfigError
-from iwm.gameplay.config import IngestConfig
+from iwm.gameplay.cluster import DaskExecutor, dask_executor, scheduler_address
+from iwm.gameplay.config import Where
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_DASK_CONNECT_S = 10
 
 
 class SerialExecutor(Executor):
@@ -50,13 +49,23 @@ def _end_with_children(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
+def end_with_parent(parent: int) -> None:
+    """Have the kernel send this process SIGTERM when its parent ends (on Linux).
+
+    Args:
+        parent: the process id that the parent said was its own.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was gone before we asked
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _start_worker(parent: int, initializer: Callable[..., None] | None, *args: Any) -> None:
     """Make a worker end with its parent (a killed parent cannot tell it to), then set it up."""
     if sys.platform == "linux":
         signal.signal(signal.SIGTERM, _end_with_children)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it was gone before we asked
-            os.kill(os.getpid(), signal.SIGTERM)
+    end_with_parent(parent)
     if initializer is not None:
         initializer(*args)
 
@@ -77,41 +86,43 @@ def process_pool(
     )
 
 
-@contextmanager
-def _dask(address: str) -> Iterator[Executor]:
-    from distributed import Client
+class Spreading(Protocol):
+    """A configuration that says where its work runs."""
 
-    try:
-        connect: Any = Client  # distributed has no types
-        client = connect(address, timeout=_DASK_CONNECT_S, set_as_default=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"ingest.dask_address: no scheduler at {address}: {reason}") from None
-    with client, client.get_executor(pure=False) as executor:
-        yield executor
+    @property
+    def executor(self) -> Where:
+        """Which of the four places."""
+
+    @property
+    def workers(self) -> int:
+        """Threads or processes; a Dask cluster has those that it has."""
+
+    @property
+    def dask_address(self) -> str | None:
+        """Of the scheduler; ``None``: what Dask's own configuration names."""
 
 
-def make_executor(cfg: IngestConfig) -> AbstractContextManager[Executor]:
+def make_executor(cfg: Spreading) -> AbstractContextManager[Executor]:
     """The executor that the configuration names, to be used in a ``with`` block.
 
     Args:
-        cfg: ``executor``, ``workers`` and, for Dask, ``dask_address``. A Dask cluster
-            has the workers that it has; they need ``iwm`` and the same ``data/`` path.
+        cfg: the workers of a Dask cluster need ``iwm`` and the same path to ``data/``.
 
     Raises:
-        ConfigError: ``executor: dask`` without an address, or nobody answers there
-            (the latter on entering the block).
+        ConfigError: ``executor: dask`` without an address; or nobody answers there, or no
+            worker has come (the latter two on entering the block).
     """
     match cfg.executor:
         case "serial":
             return SerialExecutor()
         case "threads":
-            return ThreadPoolExecutor(cfg.workers, thread_name_prefix="iwm-ingest")
+            return ThreadPoolExecutor(cfg.workers, thread_name_prefix="iwm-work")
         case "processes":
             return process_pool(cfg.workers)
         case "dask":
-            if not cfg.dask_address:
-                raise ConfigError(
-                    "ingest.dask_address: needed by executor: dask, e.g. tcp://127.0.0.1:8786"
-                )
-            return _dask(cfg.dask_address)
+            return dask_executor(scheduler_address(cfg.dask_address))
+
+
+def places(executor: Executor, cfg: Spreading) -> int:
+    """How many tasks run at once: to keep all of them busy, and no more waiting than that."""
+    return executor.places() if isinstance(executor, DaskExecutor) else cfg.workers

@@ -99,7 +99,8 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
     Raises:
         DataError: no recordings; more frames set aside than ``max_quarantine_share``
             allows (``quarantine.parquet`` is written all the same); no space to write.
-        ConfigError: impossible splits, or no Dask scheduler.
+        ConfigError: impossible splits, no Dask scheduler, or one without workers.
+        ClusterError: the Dask cluster was lost.
     """
     check_split(cfg.split)
     folders, quarantine = _discover(data_dir)

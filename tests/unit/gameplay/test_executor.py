@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from iwm.errors import ConfigError
+from iwm.errors import ClusterError, ConfigError
+from iwm.gameplay.cluster import scheduler_address
 from iwm.gameplay.config import IngestConfig
-from iwm.gameplay.executor import make_executor
+from iwm.gameplay.executor import make_executor, places
+from pipelines._served import free_port
 
 
 def square(number: int) -> int:
@@ -55,8 +57,75 @@ def test_dask_needs_an_address() -> None:
         make_executor(IngestConfig(executor="dask"))
 
 
+def test_the_address_may_stand_in_dasks_own_configuration() -> None:
+    import dask
+
+    with dask.config.set({"scheduler-address": "tcp://10.0.0.1:8786"}):
+        assert scheduler_address(None) == "tcp://10.0.0.1:8786"
+        assert scheduler_address("tcp://10.0.0.2:8786") == "tcp://10.0.0.2:8786"
+
+
+def test_a_scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr("iwm.gameplay.cluster._CONNECT_S", 1)
+    cluster: Any = LocalCluster
+    with cluster(n_workers=0, processes=False, dashboard_address=None) as running:
+        cfg = IngestConfig(executor="dask", dask_address=running.scheduler_address)
+        with pytest.raises(ConfigError, match="has no worker; start one"), make_executor(cfg):
+            pass
+
+
+def test_the_last_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr("iwm.gameplay.cluster._NO_WORKERS_S", 1)
+    monkeypatch.setattr("iwm.gameplay.cluster._LOOK_S", 0.1)
+    cluster: Any = LocalCluster
+    with cluster(n_workers=1, processes=False, dashboard_address=None) as running:
+        cfg = IngestConfig(executor="dask", dask_address=running.scheduler_address)
+        with make_executor(cfg) as executor:
+            assert places(executor, cfg) >= 1
+            assert executor.submit(square, 3).result() == 9
+            running.scale(0)
+            with pytest.raises(ClusterError, match="has had no worker for 1 s"):
+                executor.submit(square, 4).result(timeout=60)
+
+
+def test_the_scheduler_is_lost(tmp_path: Path) -> None:
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    scheduler = subprocess.Popen([sys.executable, "-m", "dask", *words], stderr=subprocess.DEVNULL)
+    words = ["worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    worker = subprocess.Popen([sys.executable, "-m", "dask", *words], stderr=subprocess.DEVNULL)
+    try:
+        cfg = IngestConfig(executor="dask", dask_address=address)
+        wait_for_cluster(cfg)
+        with make_executor(cfg) as executor:
+            waiting = executor.submit(time.sleep, 600)
+            time.sleep(0.5)
+            scheduler.kill()
+            with pytest.raises(ClusterError, match=f"lost the Dask scheduler at {address}"):
+                waiting.result(timeout=60)
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+
+
+def wait_for_cluster(cfg: IngestConfig) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with make_executor(cfg):
+                return
+        except ConfigError:
+            assert time.monotonic() < deadline
+
+
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iwm.gameplay.executor._DASK_CONNECT_S", 1)
+    monkeypatch.setattr("iwm.gameplay.cluster._CONNECT_S", 1)
     with (
         pytest.raises(ConfigError, match=r"no scheduler at tcp://127\.0\.0\.1:9"),
         make_executor(IngestConfig(executor="dask", dask_address="tcp://127.0.0.1:9")),
