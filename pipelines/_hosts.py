@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from pipelines import _torchrun
 
-_CARRIED = ("IWM_", "OMP_", "GLOO_", "NCCL_", "MLFLOW_", "TORCH_")
+_CARRIED = ("IWM_", "OMP_", "GLOO_", "NCCL_", "MLFLOW_", "TORCH_", "PYTHONPATH")
 """What the other hosts' environment gets of this one's."""
 _LOOK_S = 1.0
 _ENDS_S = 40.0
@@ -32,10 +32,10 @@ def lend(
     phase: str, processes: int, nodes: int, head: str, folder: str, environ: Mapping[str, str]
 ) -> tuple[int, str]:
     """Run in a Dask worker: take part as one host; its exit code and last error line."""
-    os.chdir(folder)
     words = _torchrun.arguments(phase, processes, nodes, head)
     with subprocess.Popen(
         _torchrun.command(words, end_with=os.getpid()),
+        cwd=folder,
         env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
