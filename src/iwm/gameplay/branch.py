@@ -165,7 +165,7 @@ def _branch(
         source.restore(here)
         outcomes.append(source.step(action).frame)
     anomalies: list[Frame | None] = []
-    for change in (source.remove_object, lambda: source.teleport(rng)):
+    for change in (lambda: source.remove_object(taken), lambda: source.teleport(rng)):
         source.restore(here)
         anomalies.append(source.step(taken).frame if change() else None)
     source.restore(here)

@@ -88,7 +88,7 @@ def test_a_restored_game_plays_on_exactly(game: tuple[RecordPlan, Branching]) ->
             assert source.position() == place
             for ahead in range(3):
                 compare(source.step(actions[step + ahead]), straight[step + ahead + 1])
-            for change in (source.remove_object, lambda: source.teleport(random)):
+            for change in (lambda: source.remove_object(0), lambda: source.teleport(random)):
                 source.restore(handle)
                 change()
                 source.step(0)
@@ -119,7 +119,7 @@ def test_doom_removes_objects_and_warps() -> None:
         source.restore(here)
         truth = source.step(0).frame
         source.restore(here)
-        assert source.remove_object()
+        assert source.remove_object(0)
         gone = source.step(0).frame
         assert not np.array_equal(gone, truth)  # type: ignore
 
@@ -130,7 +130,10 @@ def test_objects_vanish_and_players_move(world: RecordPlan) -> None:
         source.reset(1)
         handle, place = source.save(), source.position()
         truth = source.step(0).frame
-        for change in (source.remove_object, lambda: source.teleport(np.random.default_rng(0))):
+        for change in (
+            lambda: source.remove_object(0),
+            lambda: source.teleport(np.random.default_rng(0)),
+        ):
             source.restore(handle)
             assert change()
             assert not np.array_equal(source.step(0).frame, truth)  # type: ignore

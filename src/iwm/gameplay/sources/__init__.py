@@ -95,8 +95,12 @@ class Branching(Source, Protocol):
         """Where the player is, if the game knows; for evaluation only, never recorded."""
         ...
 
-    def remove_object(self) -> bool:
+    def remove_object(self, action: int) -> bool:
         """Take the most prominent object in view out of the world; seen from the next step on.
+
+        Args:
+            action: what will be done next: what would leave the view by it is not chosen, where
+                the game can tell.
 
         Returns:
             Whether there was one, and this game can do it.

@@ -142,8 +142,9 @@ class GymnasiumSource:
         x, y = world.agent_pos
         return float(x), float(y), 90.0 * int(world.agent_dir)
 
-    def remove_object(self) -> bool:
+    def remove_object(self, action: int) -> bool:
         """MiniGrid: remove the first object, by rows, that is no wall."""
+        del action
         world = self._env.unwrapped
         for x, y in _cells(world):
             thing = world.grid.get(x, y)

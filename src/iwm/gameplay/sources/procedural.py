@@ -262,8 +262,9 @@ class SpriteWorld:
         half = player.size / 2
         return player.x / _UNIT + half, player.y / _UNIT + half, 0.0
 
-    def remove_object(self) -> bool:
-        """Remove the sprite of which most is seen, other than the player."""
+    def remove_object(self, action: int) -> bool:
+        """Remove the sprite of which most is seen, other than the player; none leaves the view."""
+        del action
         seen = {
             sprite.number: int(np.count_nonzero(self._owner == sprite.number))
             for sprite in self._sprites[1:]

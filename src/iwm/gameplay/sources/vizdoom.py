@@ -33,7 +33,10 @@ _ACTIONS: dict[str, tuple[str, ...]] = {
 }
 # On the scenario's own skill a random player is dead in a second or two.
 _SKILL: dict[str, int] = {"deadly_corridor": 1}
-_PLAYER = "DoomPlayer"  # how labels name the player's own hands and weapon
+# Kinds of label that are no lasting objects: the player's own hands and weapon, bullet puffs, and
+# flying blood. These go away by themselves.
+_PASSING = {"Self", "Explosive", "Gibs"}
+_SEEN = 0.01  # share of the frame that an object must fill to be missed
 _FAR = 256.0  # map units; the player is 32 wide and walks about 60 in a step of 8 tics
 # These wait for other players or need a sound device.
 _UNPLAYABLE = {"cig", "cig_with_unknown", "multi_duel", "multi_deathmatch", "basic_audio"}
@@ -72,14 +75,14 @@ class _State:
     actions: tuple[int, ...]
 
 
-def _prominent(labels: Any) -> str | None:
-    """The class of objects that covers most of the frame, the player's own hands left out."""
-    area: dict[str, int] = {}
-    for label in labels:
-        if label.object_name != _PLAYER:
-            size = label.width * label.height
-            area[label.object_name] = area.get(label.object_name, 0) + size
-    return max(sorted(area), key=lambda name: area[name], default=None)
+def _in_view(state: Any) -> dict[int, tuple[str, float]]:
+    """Lasting objects that a frame shows: class and share of the frame, by number."""
+    pixels = np.bincount(state.labels_buffer.ravel(), minlength=256) / state.labels_buffer.size
+    return {
+        label.object_id: (label.object_name, float(pixels[label.value]))
+        for label in state.labels
+        if label.object_category not in _PASSING
+    }
 
 
 class VizdoomSource:
@@ -145,7 +148,7 @@ class VizdoomSource:
             self.close()
             raise
         self._branching = branching
-        self._prominent: str | None = None
+        self._in_view: dict[int, tuple[str, float]] = {}
         self._shown: Frame | None = None
         self._changed = False
         self._places: list[tuple[float, float]] = []
@@ -198,7 +201,7 @@ class VizdoomSource:
     def _frame(self) -> Frame:
         state = self._game.get_state()
         if self._branching:
-            self._prominent = _prominent(state.labels)
+            self._in_view = _in_view(state)
         # A copy: the engine draws the next frame into the same memory.
         return np.array(state.screen_buffer, np.uint8)
 
@@ -245,12 +248,24 @@ class VizdoomSource:
         read = self._game.get_game_variable
         return read(kinds.POSITION_X), read(kinds.POSITION_Y), read(kinds.ANGLE)
 
-    def remove_object(self) -> bool:
-        """Remove every object of the class that fills most of the frame; needs ``branching``."""
-        if self._prominent is None:
+    def remove_object(self, action: int) -> bool:
+        """Remove every object of the class that fills most of the frame; needs ``branching``.
+
+        What counts of an object is the smaller of its shares of the frames before and after the
+        action: one that only comes into view then is missed by nobody.
+        """
+        here, now = _State(self._seed, tuple(self._taken)), self._in_view
+        after = {} if self.step(action).frame is None else self._in_view
+        self.restore(here)
+        share: dict[str, float] = {}
+        for number in now.keys() & after.keys():
+            name = now[number][0]
+            share[name] = share.get(name, 0.0) + min(now[number][1], after[number][1])
+        most = max(sorted(share), key=lambda name: share[name], default=None)
+        if most is None or share[most] < _SEEN:
             return False
         self._changed = True
-        self._game.send_game_command(f"remove {self._prominent}")
+        self._game.send_game_command(f"remove {most}")
         return True
 
     def teleport(self, rng: np.random.Generator) -> bool:
