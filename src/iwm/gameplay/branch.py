@@ -9,7 +9,7 @@ with an object gone from the world, and the outcome somewhere else in the level.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -165,7 +165,11 @@ def _branch(
         source.restore(here)
         outcomes.append(source.step(action).frame)
     anomalies: list[Frame | None] = []
-    for change in (lambda: source.remove_object(taken), lambda: source.teleport(rng)):
+    changes: tuple[Callable[[], bool], ...] = (
+        lambda: source.remove_object(taken),
+        lambda: source.teleport(rng),
+    )
+    for change in changes:
         source.restore(here)
         anomalies.append(source.step(taken).frame if change() else None)
     source.restore(here)
