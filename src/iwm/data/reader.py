@@ -27,6 +27,7 @@ from iwm.data.shards import (
     shard_schema,
 )
 from iwm.errors import DataError
+from iwm.gameplay.index import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,17 +80,17 @@ class ShardStore:
 
     def _read_index(self) -> pa.Table:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path = self.folder / SHARD_INDEX_FILE
         try:
-            table = pq.read_table(path)
+            table = read_table(path)
             check_version(table.schema, b"iwm.shards.version", SHARDS_VERSION, path)
             return table.select(shard_schema().names).cast(shard_schema()).combine_chunks()
         except FileNotFoundError:
             raise DataError(f"{path}: not found; run `iwm shard` first") from None
-        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
-            raise DataError(f"{path}: not an index: {' '.join(str(error).split())}") from None
+        except (pa.ArrowException, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: not an index, or damaged: {reason}") from None
 
     def _check_shards(self) -> None:
         for file in self.info.shards:

@@ -22,6 +22,7 @@ from iwm.gameplay.index import (
     INDEX_VERSION,
     RECORDINGS_FILE,
     SPLITS,
+    read_table,
 )
 from iwm.gameplay.schema import Recording
 
@@ -55,7 +56,6 @@ def read_usable_frames(index_dir: Path) -> pa.Table:
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     files = sorted((index_dir / FRAMES_FOLDER).glob("*.parquet"))
     if not files or not (index_dir / RECORDINGS_FILE).exists():  # it is written last
@@ -63,11 +63,12 @@ def read_usable_frames(index_dir: Path) -> pa.Table:
     tables = []
     for file in files:
         try:
-            table = pq.read_table(file)
+            table = read_table(file)
             check_version(table.schema, b"iwm.index.version", INDEX_VERSION, file)
             tables.append(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
-            raise DataError(f"{file}: not an index: {' '.join(str(error).split())}") from None
+        except (pa.ArrowException, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{file}: not an index, or damaged: {reason}") from None
     table = pa.concat_tables(tables)
     table = table.filter(pc.equal(table["status"], "ok"))
     if table.num_rows == 0:

@@ -42,6 +42,7 @@ from iwm.gameplay.executor import make_executor, places
 from iwm.gameplay.index import (
     INDEX_SCHEMA,
     SPLITS,
+    write_table,
 )
 from iwm.gameplay.schema import Recording, read_recording
 from iwm.progress import Progress
@@ -192,7 +193,6 @@ def pack(
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     # Numbers apart from objects: millions of samples have a place each.
     shard: list[str] = []
@@ -223,7 +223,7 @@ def pack(
             index = pa.concat_tables(
                 [index.filter(pc.equal(index["split"], split)) for split in SPLITS]
             )
-            pq.write_table(index.combine_chunks(), folder / SHARD_INDEX_FILE, compression="zstd")
+            write_table(index.combine_chunks(), folder / SHARD_INDEX_FILE)
             described = _describe(table, cfg, recordings, writers)
             write_json(folder / SHARDS_FILE, to_dict(described))
     except OSError as error:

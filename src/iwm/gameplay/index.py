@@ -8,6 +8,8 @@ set aside and why.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 
 INDEX_VERSION = 1
@@ -52,3 +54,22 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write parquet with a checksum of every page; the same rows give the same bytes."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read parquet; a changed bit is an error, where the pages have checksums.
+
+    Raises:
+        OSError: not there, or damaged.
+        pyarrow.ArrowException: damaged.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, page_checksum_verification=True).read()

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from iwm.errors import DataError
 from iwm.files import TEMPORARY_PREFIX, atomic_path, write_json
@@ -36,6 +35,8 @@ from iwm.gameplay.index import (
     QUARANTINE_SCHEMA,
     RECORDINGS_FILE,
     SPLITS,
+    read_table,
+    write_table,
 )
 from iwm.gameplay.measure import MEASURE_SCHEMA, OK, Survey, measure, printable, survey
 from iwm.gameplay.reader import image_files
@@ -284,7 +285,7 @@ def _frames_file(out_dir: Path, name: str) -> Path:
 def _unchanged(path: Path, inputs: str) -> pa.Table | None:
     """The rows in ``path`` if they were made from the same inputs by the same software."""
     try:
-        table = pq.ParquetFile(path).read()
+        table = read_table(path)
     except (OSError, pa.ArrowException):
         return None
     same = (table.schema.metadata or {}).get(_INPUTS) == inputs.encode()
@@ -295,7 +296,7 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
     """Write parquet atomically; the same rows give the same bytes."""
     try:
         with atomic_path(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            write_table(table, temporary)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise DataError(f"{path}: cannot be written: {reason}") from None

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from iwm.errors import DataError
 from iwm.files import read_json
@@ -23,6 +22,7 @@ from iwm.gameplay.index import (
     INDEX_VERSION,
     QUARANTINE_FILE,
     RECORDINGS_FILE,
+    read_table,
 )
 from iwm.gameplay.schema import NO_ACTION
 
@@ -64,7 +64,7 @@ def read_index(index_dir: Path) -> IndexTables:
     for name in sorted(recordings):
         path = index_dir / FRAMES_FOLDER / f"{name}.parquet"
         try:
-            table = pq.ParquetFile(path).read()
+            table = read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: not readable: {' '.join(str(error).split())}") from None
         matches[path.name] = bool(table.schema.equals(INDEX_SCHEMA))
@@ -171,7 +171,7 @@ def _episodes(
 def _quarantine(index_dir: Path) -> tuple[dict[str, Any], ...]:
     path = index_dir / QUARANTINE_FILE
     try:
-        table = pq.ParquetFile(path).read()
+        table = read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable: {' '.join(str(error).split())}") from None
     counts = table.group_by("reason").aggregate([("frames", "sum")])
