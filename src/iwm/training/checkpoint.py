@@ -8,6 +8,7 @@ no state of random generators to save: every step's randomness is a function of
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from iwm.training.parallel import like
 
 FORMAT_VERSION = 1
 _PREFIX = "step-"
+_TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -28,6 +30,25 @@ def checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.name.startswith(_PREFIX))
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in words; ``None`` when they are as written."""
+    try:
+        sums = read_json(path / "state.json").get("sha256", {})
+        for name in _TENSORS:
+            found = sha256(path / name)
+            if found != sums.get(name, found):  # those of earlier versions hold no digests
+                return f"{name} is not what was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    return None
 
 
 def save_checkpoint(
@@ -54,8 +75,10 @@ def save_checkpoint(
     with atomic_directory(target) as temporary:
         save_file(model, temporary / "model.safetensors")
         save_file(optimizer, temporary / "optimizer.safetensors")
+        sums = {name: sha256(temporary / name) for name in _TENSORS}
         write_json(
-            temporary / "state.json", {**state, "format_version": FORMAT_VERSION, "step": step}
+            temporary / "state.json",
+            {**state, "format_version": FORMAT_VERSION, "step": step, "sha256": sums},
         )
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)

@@ -24,17 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from iwm.errors import TrainingError
-from iwm.files import read_json, write_json
+from iwm.files import TEMPORARY_PREFIX, read_json, write_json
 from iwm.objectives.gather import Part
 from iwm.progress import Progress
 from iwm.settings import to_dict
 from iwm.training.checkpoint import (
     checkpoints,
+    damage,
     load_model,
     load_optimizer,
     optimizer_tensors,
     read_state,
     save_checkpoint,
+    sha256,
 )
 from iwm.training.config import TrainConfig
 from iwm.training.distributed import Ranks
@@ -44,6 +46,7 @@ from iwm.training.tracking import HistoryTracker, Tracker, read_history
 
 DONE_FILE = "training.json"
 HISTORY_FILE = "history.jsonl"
+WEIGHTS_FILE = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 
 # What may change between runs without changing what is learned.
@@ -154,10 +157,18 @@ class Trainer:
     def already_done(self) -> Summary | None:
         """The summary of a finished run of exactly this configuration, if there is one."""
         path = self.out / DONE_FILE
-        if not path.exists() or not (self.out / "model.safetensors").exists():
+        weights = self.out / WEIGHTS_FILE
+        if not all(file.exists() for file in (path, weights, self.out / HISTORY_FILE)):
             return None
-        done = read_json(path)
+        try:
+            done = read_json(path)
+        except ValueError:
+            return None
         if difference(done["identity"], _plain(self.identity)):
+            return None
+        found = sha256(weights)
+        if done.get("weights_sha256", found) != found:
+            print(f"train {self.name}: {weights} is not what training wrote; training anew")
             return None
         return Summary(done["steps"], done["metrics"], 0.0, done["samples_per_second"], True)
 
@@ -309,14 +320,19 @@ class Trainer:
 
     def _where_to_start(self) -> tuple[int, Path | None]:
         """Steps taken, and the checkpoint to go on from; clears the folder without one."""
-        saved = checkpoints(self.out / CHECKPOINTS)
-        if saved:
-            state = read_state(saved[-1])
+        for left in self.out.glob(f"{TEMPORARY_PREFIX}*"):  # by a kill while it was written
+            left.unlink()
+        for saved in reversed(checkpoints(self.out / CHECKPOINTS)):
+            if fault := damage(saved):
+                print(f"train {self.name}: {saved} is damaged and passed over: {fault}")
+                continue
+            state = read_state(saved)
             changed = difference(state["identity"], _plain(self.identity))
             if changed is None:
                 print(f"train {self.name}: going on from step {state['step']} of {self.total}")
-                return int(state["step"]), saved[-1]
-            print(f"train {self.name}: starting anew, not from {saved[-1].name}: {changed}")
+                return int(state["step"]), saved
+            print(f"train {self.name}: starting anew, not from {saved.name}: {changed}")
+            break
         self._clear()
         return 0, None
 
@@ -324,7 +340,7 @@ class Trainer:
         """Remove an earlier run's results, so that nothing of it passes for this one's."""
         self.out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
-        for name in (DONE_FILE, "config.json", "model.safetensors"):
+        for name in (DONE_FILE, "config.json", WEIGHTS_FILE):
             (self.out / name).unlink(missing_ok=True)
 
     def _release(self, summary: Summary, extra: dict[str, Any]) -> None:
@@ -334,6 +350,7 @@ class Trainer:
             {
                 **extra,
                 "status": "done",
+                "weights_sha256": sha256(self.out / WEIGHTS_FILE),
                 "identity": self.identity,
                 "steps": summary.steps,
                 "metrics": summary.metrics,
