@@ -23,9 +23,11 @@ def branch(
 
     from iwm.config import load_params
     from iwm.data.branches import write_branches
+    from iwm.files import only_one
 
     params = load_params()
-    made = write_branches(out, params.record, params.branch, params.shard)
+    with only_one(out):
+        made = write_branches(out, params.record, params.branch, params.shard)
     table = Table("", "states", "episodes", "actions", "alike", "removed", "elsewhere", "MB")
     for column in table.columns[1:]:
         column.justify = "right"

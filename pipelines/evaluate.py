@@ -43,7 +43,7 @@ def evaluate(
     share_processors()
     from iwm.data.reader import ShardStore
     from iwm.evaluation.pictures import loss_curve
-    from iwm.files import atomic_directory, read_json, write_json
+    from iwm.files import atomic_directory, only_one, read_json, write_json
     from iwm.models.saving import read_config
     from iwm.training.tracking import read_history
     from pipelines._provenance import git_commit
@@ -65,7 +65,7 @@ def evaluate(
         )
     store = ShardStore(SHARDS)
     module = import_module(COMPARISON if streams else EVALUATIONS[name])
-    with atomic_directory(EVALUATION / phase) as temporary:
+    with only_one(EVALUATION / phase), atomic_directory(EVALUATION / phase) as temporary:
         metrics, lines = module.measure(phase, params, store, temporary)
         if not streams:
             loss_curve(read_history(folder / "history.jsonl"), temporary / "loss.png")

@@ -20,10 +20,12 @@ def ingest(
     from rich.table import Table
 
     from iwm.config import load_params
+    from iwm.files import only_one
     from iwm.gameplay.index import SPLITS
     from iwm.gameplay.ingest import ingest as make_index
 
-    summary = make_index(data, out, load_params().ingest)
+    with only_one(out):
+        summary = make_index(data, out, load_params().ingest)
     for warning in summary.warnings:
         typer.echo(f"warning: {warning}", err=True)
     table = Table("", "episodes", "frames", title=f"index of {summary.recordings} recordings")

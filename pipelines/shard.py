@@ -21,8 +21,10 @@ def shard(
 
     from iwm.config import load_params
     from iwm.data.shards import write_shards
+    from iwm.files import only_one
 
-    made = write_shards(data, index, out, load_params().shard)
+    with only_one(out):
+        made = write_shards(data, index, out, load_params().shard)
     title = f"{made.width}x{made.height} {made.format} shards, data {made.revision[:12]}"
     table = Table("", "episodes", "frames", "shards", "MB", title=title)
     for column in table.columns[1:]:

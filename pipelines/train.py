@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from pipelines._stage import MODELS, SHARDS, run, share_processors
 
 if TYPE_CHECKING:
+    from iwm.config import Params
     from iwm.training.trainer import Summary
 
 ACTING = ("action", "vqvae-dynamics", "vrnn")
@@ -50,6 +52,7 @@ def train(
     """
     from iwm.config import load_params
     from iwm.errors import ConfigError
+    from iwm.files import only_one
 
     params = load_params()
     if phase not in params.train:
@@ -63,21 +66,30 @@ def train(
     elif processes > 1 or nodes > 1:
         spread(phase, processes, nodes, head)
     share_processors()
-    if config.trajectories is not None:
-        from pipelines._train_trajectories import train_trajectories
+    with only_one(MODELS / phase) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        if config.trajectories is not None:
+            from pipelines._train_trajectories import train_trajectories
 
-        _tell(phase, train_trajectories(phase, params))
-        return
+            summary = train_trajectories(phase, params)
+        else:
+            summary = _train_on_shards(phase, params)
+    _tell(phase, summary)
+
+
+def _train_on_shards(phase: str, params: Params) -> Summary | None:
+    """Train a phase on the shards; returns how it went, in the first process."""
     import torch
 
     from iwm.data.loader import Loader
     from iwm.data.reader import ShardStore
+    from iwm.errors import ConfigError
     from iwm.models.registry import create_model
     from iwm.training.distributed import ranks
     from iwm.training.trainer import Trainer
     from pipelines._provenance import dvc_data_revision, git_commit
     from pipelines._tracking import MlflowTracker
 
+    config = params.train[phase]
     store = ShardStore(SHARDS)
     settings = dict(config.model)
     name = settings.pop("name", None)
@@ -158,7 +170,7 @@ def train(
             }
 
         summary = trainer.fit(record)
-        _tell(phase, summary if place.first else None)
+        return summary if place.first else None
 
 
 def _tell(phase: str, summary: Summary | None) -> None:

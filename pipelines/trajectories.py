@@ -30,9 +30,11 @@ def trajectories(
 
     share_processors()
     from iwm.data.trajectories import write_trajectories
+    from iwm.files import only_one
 
-    episodes, facts = _SOURCES[plan.source](params, plan)
-    made = write_trajectories(TRAJECTORIES / name, episodes, plan.split, plan.source, **facts)
+    with only_one(TRAJECTORIES / name):
+        episodes, facts = _SOURCES[plan.source](params, plan)
+        made = write_trajectories(TRAJECTORIES / name, episodes, plan.split, plan.source, **facts)
     counts = {
         split: sum(item.split == split for item in made.episodes)
         for split in ("train", "val", "test")

@@ -7,10 +7,12 @@ Hard-linked outputs (DVC's cache) are replaced, never changed in place.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +85,31 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if former is not None:
             shutil.rmtree(former, ignore_errors=True)
+
+
+@contextmanager
+def only_one(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let one process at a time make ``path``; another one says so and waits its turn.
+
+    What killed processes left beside ``path`` under temporary names is removed first. The kernel
+    frees a lock when its holder dies, so a left-over lock file locks nothing.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            print(f"{target}: waiting for process {holder}, which is making it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        for left in target.parent.glob(f"{TEMPORARY_PREFIX}{'?' * 8}-{target.name}"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -4,12 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from iwm.files import TEMPORARY_PREFIX, atomic_directory, atomic_path, read_json, write_json
+from iwm.files import (
+    TEMPORARY_PREFIX,
+    atomic_directory,
+    atomic_path,
+    only_one,
+    read_json,
+    write_json,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -71,3 +79,45 @@ def test_kill_9_in_the_middle_leaves_nothing_under_the_final_name(tmp_path: Path
     time.sleep(0.05)
     assert not target.exists()
     assert all(path.name.startswith(TEMPORARY_PREFIX) for path in tmp_path.iterdir())
+
+
+ONE = """
+import sys, time
+from pathlib import Path
+from iwm.files import only_one, temporary_beside
+target = Path(sys.argv[1])
+with only_one(target):
+    temporary_beside(target).mkdir()
+    print('ready', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_maker_waits_for_the_first_and_clears_up_after_its_death(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out"
+    other = tmp_path / f"{TEMPORARY_PREFIX}01234567-another-out"
+    other.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", ONE, str(target)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "ready"
+    entered: list[float] = []
+
+    def enter() -> None:
+        with only_one(target):
+            entered.append(time.monotonic())
+
+    second = threading.Thread(target=enter)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    assert len(list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))) == 2
+    child.kill()
+    child.wait()
+    second.join(30)
+    assert entered
+    assert list(tmp_path.glob(f"{TEMPORARY_PREFIX}*")) == [other]
+    assert f"out: waiting for process {child.pid}, which is making it" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from iwm.errors import ConfigError, DataError
-from iwm.files import TEMPORARY_PREFIX, atomic_directory
+from iwm.files import TEMPORARY_PREFIX, atomic_directory, only_one, read_json, write_json
 from iwm.gameplay.config import RecordConfig, RecordPlan
 from iwm.gameplay.executor import process_pool
 from iwm.gameplay.play import play
 from iwm.gameplay.reader import read_steps
 from iwm.progress import Progress
+
+UNFINISHED = f"{TEMPORARY_PREFIX}plans.json"
+"""In the folder of recordings while they are made: names of the plans; left there by a kill."""
 
 _POLL_S = 0.2
 _BATCH = 25  # frames between updates of the shared counter
@@ -64,10 +67,10 @@ def record(
 ) -> RecordSummary:
     """Make the recordings that the configuration plans.
 
-    Without ``add`` or ``only``, nothing is made where ``data_dir`` holds anything. What is
-    there is never changed or removed. Each recording is written under a temporary name
-    and renamed when whole; one that a person plays is written in place, so that no stop
-    loses what was played.
+    Without ``add`` or ``only``, nothing is made where ``data_dir`` holds anything, but for what
+    a killed process had set out to make. What is there is never changed or removed. Each
+    recording is written under a temporary name and renamed when whole; one that a person plays
+    is written in place, so that no stop loses what was played.
 
     Args:
         data_dir: the folder of recordings; made if need be.
@@ -80,22 +83,37 @@ def record(
         DataError: a game does not start or its process died.
     """
     plans = _chosen(config, only)
+    with only_one(data_dir):
+        return _record(data_dir, config, plans, everything=add or bool(only))
+
+
+def _record(
+    data_dir: Path, config: RecordConfig, plans: list[RecordPlan], *, everything: bool
+) -> RecordSummary:
     data_dir.mkdir(parents=True, exist_ok=True)
     entries = sorted(entry.name for entry in data_dir.iterdir())
     kept = tuple(name for name in entries if not name.startswith("."))
-    left = tuple(str(data_dir / name) for name in entries if name.startswith(TEMPORARY_PREFIX))
+    left = tuple(
+        str(data_dir / name)
+        for name in entries
+        if name.startswith(TEMPORARY_PREFIX) and name != UNFINISHED
+    )
+    unfinished = read_json(data_dir / UNFINISHED) if UNFINISHED in entries else []
     todo = [plan for plan in plans if plan.name not in kept]
-    if kept and not (add or only):
-        todo = []
+    if kept and not everything:
+        todo = [plan for plan in todo if plan.name in unfinished]
+    names = {plan.name for plan in todo}
+    rest = {plan.name for plan in config.plans}.intersection(unfinished) - names - set(kept)
     started = time.monotonic()
     if todo:
-        with Progress("record", sum(plan.frames for plan in todo), "frames") as progress:
-            played = [plan for plan in todo if plan.policy == "keyboard"]
-            _make_in_processes(
-                [plan for plan in todo if plan.policy != "keyboard"], data_dir, config, progress
-            )
-            for plan in played:
-                play(plan, config.seed, data_dir / plan.name, progress.advance)
+        _remember(data_dir, names | rest)
+        try:
+            _make_all(todo, data_dir, config)
+        except Exception:
+            if not any((data_dir / name).exists() for name in names):
+                _remember(data_dir, rest)  # as if it had not been asked
+            raise
+    _remember(data_dir, rest)
     seconds = time.monotonic() - started
     frames = episodes = size = 0
     for plan in todo:
@@ -105,6 +123,24 @@ def record(
         size += sum(file.stat().st_size for file in (data_dir / plan.name).iterdir())
     made = tuple(plan.name for plan in todo)
     return RecordSummary(made, kept, left, frames, episodes, size, seconds)
+
+
+def _make_all(todo: list[RecordPlan], data_dir: Path, config: RecordConfig) -> None:
+    with Progress("record", sum(plan.frames for plan in todo), "frames") as progress:
+        played = [plan for plan in todo if plan.policy == "keyboard"]
+        _make_in_processes(
+            [plan for plan in todo if plan.policy != "keyboard"], data_dir, config, progress
+        )
+        for plan in played:
+            play(plan, config.seed, data_dir / plan.name, progress.advance)
+
+
+def _remember(data_dir: Path, names: Collection[str]) -> None:
+    """Leave word of the recordings that are being made, should this process be killed."""
+    if names:
+        write_json(data_dir / UNFINISHED, sorted(names))
+    else:
+        (data_dir / UNFINISHED).unlink(missing_ok=True)
 
 
 def _chosen(config: RecordConfig, only: Sequence[str]) -> list[RecordPlan]:

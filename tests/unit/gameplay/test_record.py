@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ from iwm.gameplay.play import TRUTH_FILE, derive_seed
 from iwm.gameplay.reader import iter_frames, read_steps
 from iwm.gameplay.record import record
 from iwm.gameplay.schema import NO_ACTION, read_recording
+from pipelines._repro import data_is_empty
 
 
 def plan(name: str, source: str, game: str, frames: int, **more: object) -> RecordPlan:
@@ -103,6 +106,34 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     assert record(tmp_path, config, only=["sprites"]).made == ()
     assert digests(tmp_path) == before
     assert before["mine/film.mkv"] == hashlib.sha1(b"mine").hexdigest()
+
+
+TWO = tuple(
+    dataclasses.replace(SPRITES, name=name, frames=n) for name, n in (("a", 2001), ("b", 2000))
+)
+
+
+def test_what_a_killed_recorder_had_not_made_the_next_one_makes(tmp_path: Path) -> None:
+    data, config = tmp_path / "data", RecordConfig(seed=3, workers=1, plans=TWO)
+    script = tmp_path / "anew.py"
+    script.write_text(
+        ANEW.format(tests=str(Path(__file__).parent), folder=str(data)).replace("PLANS", "TWO")
+    )
+    with subprocess.Popen([sys.executable, str(script)]) as recorder:
+        while not (data / "a").exists():
+            assert recorder.poll() is None
+            time.sleep(0.01)
+        recorder.kill()
+    assert not (data / "b").exists()
+    assert data_is_empty(tmp_path)
+    before = digests(data / "a")
+    assert record(data, config).made == ("b",)
+    assert not data_is_empty(tmp_path)
+    assert digests(data / "a") == before
+    record(tmp_path / "calm", config)
+    assert {n: d for n, d in digests(data).items() if not n.startswith(".")} == digests(
+        tmp_path / "calm"
+    )
 
 
 def test_a_plan_that_fails_leaves_nothing_half_made(tmp_path: Path) -> None:
