@@ -1,6 +1,6 @@
 """Commands under a flow run: output streamed to its log, nothing left behind.
 
-Each command runs in a session of its own below a leash (:mod:`flows._leash`). A flow run
+Each command runs in a session of its own below a leash (:mod:`pipelines._leash`). A flow run
 holds its leashes in a :class:`Supervisor`; leaving the flow, by whatever exception, lets go
 of all of them, and the kernel does the same should the flow's process be killed.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from iwm.errors import ClusterError, IwmError
-from pipelines._stage import QUIET_ENVIRONMENT
+from pipelines._stage import LEASH, QUIET_ENVIRONMENT
 
 GRACE_S = 15.0
 """Seconds between SIGTERM and SIGKILL; below the 30 s a Prefect worker grants a flow run."""
@@ -34,7 +34,6 @@ _LINES_AHEAD = 2000
 _LINE_LIMIT = 8192
 _TAIL = 60
 
-_LEASH = Path(__file__).with_name("_leash.py")
 _LOCK_BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 _DVC_EXIT = re.compile(r"failed to run: [\s\S]*?, exited with (-?\d+)")
 _REASON = "error: "
@@ -118,7 +117,7 @@ class Supervisor:
             if self._closed:
                 raise Stopped("the flow run has ended")
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_LEASH), str(grace_s), *command],
+                [sys.executable, "-I", "-S", str(LEASH), str(grace_s), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -27,15 +27,17 @@ import typer
 
 from flows.tasks import GPU_LIMIT
 from iwm.errors import IwmError, ServiceError
-from pipelines._stage import QUIET_ENVIRONMENT
+from pipelines._stage import LEASH, MLFLOW_UI, QUIET_ENVIRONMENT
+from pipelines._stage import RUN_FOLDER as RUN
 
-RUN = Path(".run")
 URL_FILE = RUN / "prefect.url"
 POOL = "local"
 HOST = "127.0.0.1"
 PORT = 4200
 STOP_S = 45.0
 """Above the 30 s that a worker grants its flow runs."""
+GRACE_S = 40.0
+"""Until what does not end when asked is killed."""
 IDLE_STOP_S = 10.0
 """For a worker whose flow runs have ended."""
 
@@ -80,24 +82,28 @@ class Service:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.pid_file.open("w") as lock, self.log_file.open("w") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # A leash that nobody pulls: it holds both ends itself. It is the service's process,
+            # and what the command leaves behind, however it ends, ends with it.
+            reading, writing = os.pipe()
             process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-I", "-S", str(LEASH), str(GRACE_S), *command],
+                stdin=reading,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                pass_fds=[lock.fileno()],
+                pass_fds=[lock.fileno(), writing],
             )
+            os.close(reading)
+            os.close(writing)
             lock.write(str(process.pid))
 
     def stop(self, patience_s: float = STOP_S) -> bool:
-        """TERM to the leader, then KILL to its whole group; whether there was anything to stop."""
+        """TERM, then KILL to the whole group; whether there was anything to stop."""
         pid = self.pid()
         if pid is None:
             self.pid_file.unlink(missing_ok=True)
             return False
-        # The leader alone first: it ends its own children in order.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + patience_s
@@ -118,6 +124,8 @@ class Service:
         return "no output"
 
 
+UI = Service(MLFLOW_UI)
+"""Started by `iwm mlflow-ui`."""
 SERVER = Service("prefect-server")
 WORKER = Service("prefect-worker")
 
@@ -272,7 +280,7 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Cancel the flow runs, stop the worker, then the server."""
+    """Cancel the flow runs, stop the worker, then the server and the MLflow pages."""
     api = URL_FILE.read_text(encoding="utf-8") if URL_FILE.exists() else ""
     patience_s = STOP_S
     if WORKER.pid() is not None and api and healthy(api):
@@ -281,7 +289,7 @@ def down() -> None:
             typer.echo(f"flow runs cancelled: {cancelled}")
         if all_ended:  # a worker asked to end while it closes a run's books may not hear it
             patience_s = IDLE_STOP_S
-    for service, seconds in ((WORKER, patience_s), (SERVER, STOP_S)):
+    for service, seconds in ((WORKER, patience_s), (SERVER, STOP_S), (UI, STOP_S)):
         stopped = service.stop(seconds)
         typer.echo(f"{service.name}: {'stopped' if stopped else 'was not running'}")
 

@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 from flows.graph import Graph, group
 from flows.placement import Placement, cards, placed
 from flows.process import InfrastructureError, StageFailed, judge, supervisor_of
+from pipelines._mend import mend
 from pipelines._repro import DATA_DVC, data_is_empty
 from pipelines._stage import DATA
 
@@ -94,6 +95,8 @@ def ensure_data() -> None:
     DVC cannot own this step: a stage's output below ``data/`` overlaps with ``data.dvc``,
     and ``dvc repro`` refuses to start while its source is missing.
     """
+    for line in mend():
+        get_run_logger().warning(line)
     if data_is_empty():
         _run("record", "-m", "pipelines.record")
     if data_is_empty():

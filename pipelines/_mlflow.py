@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from iwm.errors import TrackingError
 from pipelines._stage import quiet
 
 STORE = Path("mlruns")
+CHECKED_BYTES = 1_000_000_000
+"""Larger sqlite files are not read through at each start."""
+_SQLITE = "sqlite:///"
 
 
 def tracking_uri() -> str:
@@ -53,6 +58,8 @@ def configure() -> Any:
     set_tracking_uri(uri)
     set_registry_uri(uri)
     STORE.mkdir(parents=True, exist_ok=True)
+    if uri.startswith(_SQLITE):
+        check_database(Path(uri.removeprefix(_SQLITE)))
     try:
         # Two processes that create the tables at once would trip over each other.
         with FileLock(STORE / ".create.lock"):
@@ -61,6 +68,28 @@ def configure() -> Any:
     except Exception as error:  # every backend has exceptions of its own
         raise TrackingError(f"MLflow at {one_line(uri)}: {one_line(error)}") from None
     return client
+
+
+def check_database(path: Path) -> None:
+    """Refuse a sqlite file that is damaged, before anything trusts or writes it.
+
+    Raises:
+        TrackingError: it is; with what to do.
+    """
+    if not path.is_file() or path.stat().st_size > CHECKED_BYTES:
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError:  # busy
+        return
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise TrackingError(
+            f"MLflow's database {path} is damaged ({one_line(found)}): put a copy of it back, or "
+            "move it away, and the next run or registration begins a new one"
+        )
 
 
 def experiment_id(client: Any, name: str) -> str:

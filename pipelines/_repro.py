@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from iwm.errors import IwmError
+from pipelines._mend import mend
 from pipelines._stage import DATA, quiet
 
 DATA_DVC = Path("data.dvc")
@@ -32,11 +33,16 @@ def module(*arguments: str, cwd: Path | None = None) -> None:
 
 
 def data_is_empty(root: Path = Path()) -> bool:
-    """Whether there is nothing recorded or imported yet."""
+    """Whether there is nothing recorded or imported yet, or not all that was planned.
+
+    The latter after a recorder was killed: the next one makes the rest.
+    """
+    from iwm.gameplay.record import UNFINISHED
+
     folder = root / DATA
-    return not folder.is_dir() or not any(
-        not entry.name.startswith(".") for entry in folder.iterdir()
-    )
+    if not folder.is_dir() or (folder / UNFINISHED).exists():
+        return True
+    return not any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def track_data() -> str:
@@ -46,6 +52,7 @@ def track_data() -> str:
     """
     if not Path(".dvc").is_dir():
         return ""
+    tell_mended(Path())
     before = DATA_DVC.read_bytes() if DATA_DVC.exists() else None
     module("dvc", "add", "--quiet", str(DATA))
     if before is None:
@@ -62,14 +69,22 @@ def ensure_data(root: Path | None = None) -> None:
     ``dvc repro`` refuses to start while the source it names is missing.
     """
     here = root or Path()
+    tell_mended(here)
     if data_is_empty(here):
         module("pipelines.record", cwd=root)
     if not (here / DATA_DVC).exists():
         module("dvc", "add", "--quiet", str(DATA), cwd=root)
 
 
+def tell_mended(root: Path) -> None:
+    """Mend what kills did to DVC's files, and say so."""
+    for line in mend(root):
+        print(line, file=sys.stderr)
+
+
 def repro(targets: Iterable[str] = (), cwd: Path | None = None) -> float:
     """``dvc repro``; returns the seconds it took."""
+    tell_mended(cwd or Path())
     started = time.monotonic()
     module("dvc", "repro", *targets, cwd=cwd)
     return time.monotonic() - started

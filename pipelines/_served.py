@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iwm.errors import ServiceError
+from pipelines._stage import LEASH
 
 HOST = "127.0.0.1"
+GRACE_S = 10.0
+"""Seconds from the request to end until it is enforced."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A running service: its address, its process group, seconds until it was ready."""
+    """A running service: its address, its process group, seconds until it was ready.
+
+    It ends with the process that asked for it, by whatever death.
+    """
 
     url: str
     pid: int
@@ -34,8 +40,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def stop(process: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
+def stop(process: subprocess.Popen[bytes], grace_s: float = 2 * GRACE_S) -> None:
     """End a process group: asked first, killed after ``grace_s``."""
+    if process.stdin is not None:
+        process.stdin.close()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
@@ -70,13 +78,15 @@ def served(
     port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("IWM_")}
     log = folder / "serve.log"
+    leash = [sys.executable, "-I", "-S", os.fspath(LEASH), str(GRACE_S)]
+    address = ["--host", HOST, "--port", str(port)]
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", target, "--host", HOST, "--port", str(port)],
+            [*leash, sys.executable, "-m", "bentoml", "serve", target, *address],
             cwd=folder,
             env={**kept, **(environ or {})},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -18,6 +18,13 @@ QUIET_ENVIRONMENT = {
     "OTEL_SDK_DISABLED": "true",
 }
 
+RUN_FOLDER = Path(".run")
+"""Process ids and logs of what runs in the background."""
+MLFLOW_UI = "mlflow-ui"
+
+LEASH = Path(__file__).with_name("_leash.py")
+"""A program that runs a command and ends with it when the process that asked is gone."""
+
 DATA = Path("data")
 INDEX = Path("artifacts/index")
 SHARDS = Path("artifacts/shards")

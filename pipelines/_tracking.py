@@ -51,18 +51,22 @@ class MlflowTracker:
     def start(self, step: int, parameters: dict[str, Any]) -> None:
         """Open a run, or the one that this model's training began in."""
         self._client = configure()
-        self.run_id = self._former() if step else None
+        former = self._former()
+        self.run_id = former if step else None
         if self.run_id is None:
+            if former is not None:
+                self._abandon(former)
             run = self._client.create_run(
                 experiment_id(self._client, self.experiment),
                 run_name=self.name,
                 tags={**self.tags, "mlflow.source.name": f"pipelines.train {self.name}"},
             )
             self.run_id = run.info.run_id
+            record = {"run_id": self.run_id, "experiment": self.experiment}
+            write_json(self.folder / RUN_FILE, record)
             self._log_parameters(parameters)
         else:
             self._client.update_run(self.run_id, status="RUNNING")
-        write_json(self.folder / RUN_FILE, {"run_id": self.run_id, "experiment": self.experiment})
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
@@ -98,6 +102,11 @@ class MlflowTracker:
         except (OSError, ValueError, KeyError, MlflowException):
             return None  # another store, or none: begin a run there
         return run_id
+
+    def _abandon(self, former: str) -> None:
+        """Close the run of a training that was killed before its first checkpoint."""
+        if self._client.get_run(former).info.status == "RUNNING":
+            self._client.set_terminated(former, status="KILLED")
 
     def _log_parameters(self, parameters: dict[str, Any]) -> None:
         from mlflow.entities import Param

@@ -6,13 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines._stage import SHARDS, run
+from pipelines._stage import LEASH, SHARDS, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from iwm.config import PackageConfig, RegisterConfig
 
 PACKAGE_FILE = Path("artifacts/package.json")
+SCRATCH = Path("artifacts/package.partial")
+"""Where the Bento is built; BentoML takes nothing from hidden folders."""
 MEGABYTE = 1_000_000
 # What follows the registry (IWM_REGISTRY_POLL_S), where mlflow is installed.
 FOLLOWING = ("__init__", "_champion", "_mlflow", "_registry", "_stage")
@@ -100,8 +102,8 @@ def lay_out(folder: Path) -> None:
     (folder / "requirements.txt").write_text("".join(pins), encoding="utf-8")
 
 
-def build(folder: Path, name: str, card: dict[str, Any]) -> str:
-    """``bentoml build`` in ``folder``; returns the tag.
+def build(folder: Path, tag: str, card: dict[str, Any], home: Path) -> None:
+    """``bentoml build`` in ``folder``, as ``name:version`` into the BentoML home ``home``.
 
     Raises:
         ServiceError: the build failed; its last line is quoted.
@@ -109,18 +111,30 @@ def build(folder: Path, name: str, card: dict[str, Any]) -> str:
     from iwm.errors import ServiceError
 
     labels = {"model": card["model"], "version": card["version"], "phase": card["phase"]}
-    arguments = [sys.executable, "-m", "bentoml", "build", "--name", name, "--output", "tag"]
+    name, _, version = tag.partition(":")
+    arguments = [sys.executable, "-m", "bentoml", "build", "--name", name, "--version", version]
     for key, value in labels.items():
         arguments += ["--label", f"{key}={value}"]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("IWM_")}
-    done = subprocess.run(
-        [*arguments, "."], cwd=folder, env=clean, capture_output=True, text=True, check=False
-    )
-    tags = [line for line in done.stdout.splitlines() if line.startswith("__tag__:")]
-    if done.returncode or not tags:
+    clean["BENTOML_HOME"] = os.fspath(home)
+    # On a leash whose other end is ours: it does not go on building when we are killed.
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", os.fspath(LEASH), "5", *arguments, "."],
+            cwd=folder,
+            env=clean,
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise ServiceError(f"bentoml build: {lines[-1] if lines else 'ended without a word'}")
-    return tags[-1].removeprefix("__tag__:").strip()
 
 
 def held_out_frame() -> npt.NDArray[np.uint8]:
@@ -142,39 +156,56 @@ def held_out_frame() -> npt.NDArray[np.uint8]:
 
 
 def package(config: PackageConfig, registry: RegisterConfig) -> dict[str, Any]:
-    """Build, serve, query, stop; returns what ``artifacts/package.json`` holds."""
+    """Build, serve, query, stop; returns what ``artifacts/package.json`` holds.
+
+    A Bento enters the store only when it has answered. One of the same content that is there
+    is queried instead of being built once more.
+    """
     from iwm.client import SyncIWMClient
-    from iwm.files import write_json
+    from iwm.files import only_one, write_json
+    from pipelines import _bentos
     from pipelines._bank import pack_bank
     from pipelines._served import served
     from pipelines._smoke_requests import query
 
     image = held_out_frame()
-    with tempfile.TemporaryDirectory(prefix="iwm-package-") as scratch:
-        context = Path(scratch) / "context"
-        context.mkdir()
+    with only_one(PACKAGE_FILE), ExitStack() as stack:
+        # Not a temporary name: what a killed process leaves there, the next one removes.
+        scratch = SCRATCH.resolve()
+        shutil.rmtree(scratch, ignore_errors=True)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        context, elsewhere, home = scratch / "context", scratch / "elsewhere", scratch / "home"
+        for folder in (context, elsewhere, home):
+            folder.mkdir(parents=True)
         cards = fetch(config, registry, context / "model")
         pack_bank(context / "model")
         lay_out(context)
         card = cards[config.phase]
-        tag = build(context, config.name, card)
-        elsewhere = Path(scratch) / "elsewhere"
-        elsewhere.mkdir()
-        with served(tag, elsewhere) as service, SyncIWMClient(service.url, retries=0) as client:
+        tag = f"{config.name}:{_bentos.version_of(context)}"
+        if _bentos.place(tag, _bentos.home()).is_dir():
+            home = _bentos.home()
+        else:
+            build(context, tag, card, home)
+        chosen = {"BENTOML_HOME": os.fspath(home)}
+        with (
+            served(tag, elsewhere, environ=chosen) as service,
+            SyncIWMClient(service.url, retries=0) as client,
+        ):
             smoke = query(client, image, config.smoke_requests)
             smoke["ready_s"] = round(service.ready_s, 2)
-    result = {
-        "tag": tag,
-        "model": card["model"],
-        "model_version": card["version"],
-        "weights_sha256": card["weights_sha256"],
-        "models": {
-            phase: {"model": one["model"], "version": one["version"]}
-            for phase, one in cards.items()
-        },
-        "smoke": smoke,
-    }
-    write_json(PACKAGE_FILE, result)
+        _bentos.keep(tag, home)
+        result = {
+            "tag": tag,
+            "model": card["model"],
+            "model_version": card["version"],
+            "weights_sha256": card["weights_sha256"],
+            "models": {
+                phase: {"model": one["model"], "version": one["version"]}
+                for phase, one in cards.items()
+            },
+            "smoke": smoke,
+        }
+        write_json(PACKAGE_FILE, result)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,12 +25,14 @@ def record(
     """
     from iwm.config import load_params
     from iwm.gameplay.record import record as make
-    from pipelines._repro import track_data
+    from pipelines._repro import DATA_DVC, tell_mended, track_data
 
+    tell_mended(Path())
     summary = make(DATA, load_params().record, add=add, only=plan or ())
     for line in summary.lines():
         typer.echo(line)
-    if summary.made and (said := track_data()):
+    # Not named although complete: a kill came between the two.
+    if (summary.made or not DATA_DVC.exists()) and (said := track_data()):
         typer.echo(said)
 
 

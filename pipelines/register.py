@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,8 +87,14 @@ def _signature(folder: Path) -> Any:
     return ModelSignature(inputs=Schema([pictures]), outputs=Schema([given]))
 
 
-def _log(client: Any, evidence: Evidence, config: RegisterConfig, name: str) -> Any:
-    """Log the model and make a version of it."""
+def _log(
+    client: Any, evidence: Evidence, config: RegisterConfig, name: str, tags: dict[str, str]
+) -> Any:
+    """Log the model and make a version of it.
+
+    The version comes last and with all its tags, in one transaction: a registration that was
+    killed has left none, or one that :func:`pipelines._registry.version_by_digest` finds.
+    """
     import warnings
 
     import mlflow
@@ -121,9 +128,17 @@ def _log(client: Any, evidence: Evidence, config: RegisterConfig, name: str) -> 
                 artifacts={_registry.ARTIFACT: str(folder)},
                 signature=signature,
                 pip_requirements=["iwm"],
-                registered_model_name=name,
             )
-    return client.get_model_version(name, str(logged.registered_model_version))
+        return mlflow.register_model(logged.model_uri, name, tags=tags)
+
+
+def _close(client: Any, run_id: str | None) -> None:
+    """End the run of a version that a killed registration had left open."""
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):
+        if run_id and client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id)
 
 
 def register(phase: str) -> dict[str, Any]:
@@ -137,16 +152,25 @@ def register(phase: str) -> dict[str, Any]:
         ModelError: the model or a report is missing.
         TrackingError: the registry cannot be reached.
     """
+    from iwm.config import load_params
+    from iwm.files import only_one, write_json
+    from pipelines import _registry
+
+    config = load_params().register
+    place = _registry.REGISTRY / f"{phase}.json"
+    with only_one(place):
+        result = _register(phase, _registry.collect(phase), config)
+        write_json(place, result)
+    return result
+
+
+def _register(phase: str, evidence: Evidence, config: RegisterConfig) -> dict[str, Any]:
     from mlflow.exceptions import MlflowException
 
-    from iwm.config import load_params
     from iwm.errors import TrackingError
-    from iwm.files import write_json
     from pipelines import _registry
     from pipelines._mlflow import configure, one_line
 
-    config = load_params().register
-    evidence = _registry.collect(phase)
     name = _registry.registered_name(config.model, phase)
     figure = config.compare_for.get(phase, config.compare)
     tags = _tags(evidence, figure)
@@ -158,7 +182,8 @@ def register(phase: str) -> dict[str, Any]:
         )
         version = _registry.version_by_digest(client, name, evidence.digest)
         if version is None:
-            version = _log(client, evidence, config, name)
+            version = _log(client, evidence, config, name, tags)
+        if not version.description:
             client.update_model_version(name, version.version, description=_describe(evidence))
         if back := version.tags.get(_registry.ROLLED_BACK):
             promoted, reason = False, f"rolled back: {back}"
@@ -172,9 +197,10 @@ def register(phase: str) -> dict[str, Any]:
         challenger = _registry.version_by_alias(client, name, _registry.CHALLENGER)
         if promoted and challenger and challenger.version == version.version:
             client.delete_registered_model_alias(name, _registry.CHALLENGER)
+        _close(client, version.run_id)
     except MlflowException as error:
         raise TrackingError(f"registry: {one_line(error)}") from None
-    result = {
+    return {
         "model": name,
         "version": str(version.version),
         "alias": alias,
@@ -183,8 +209,6 @@ def register(phase: str) -> dict[str, Any]:
         "weights_sha256": evidence.weights_sha256,
         "reason": reason,
     }
-    write_json(_registry.REGISTRY / f"{phase}.json", result)
-    return result
 
 
 def command(

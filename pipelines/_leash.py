@@ -3,7 +3,8 @@
 Used as a program: ``python -I _leash.py GRACE_S COMMAND...``. Standard input is the leash: a pipe
 whose other end the parent holds and never writes to. When the parent closes it, or dies
 (``kill -9`` included), the kernel closes the pipe and everything below this process gets
-SIGTERM, then SIGKILL after ``GRACE_S`` seconds. Descendants count as well when they left
+SIGTERM, then SIGKILL after ``GRACE_S`` seconds. SIGTERM to this process does the same; should it
+be killed itself, the kernel sends SIGTERM to the command. Descendants count as well when they left
 the process group (torchrun puts each of its workers in a session of its own): on Linux this
 process adopts orphans, so the process tree below it is complete.
 
@@ -22,7 +23,8 @@ import sys
 import threading
 import time
 
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
 
 
@@ -30,6 +32,13 @@ def _adopt_orphans() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes the command: end should the leash be killed."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _parents() -> dict[int, int]:
@@ -95,11 +104,12 @@ def main(arguments: list[str]) -> int:
     """Run ``arguments[1:]`` on a leash with ``arguments[0]`` seconds of grace."""
     grace_s, command = float(arguments[0]), arguments[1:]
     _adopt_orphans()
-    # The child restores what it wants; ignoring here would be inherited, so handle instead.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     let_go = threading.Event()
+    # The child restores what it wants; ignoring here would be inherited, so handle instead.
+    signal.signal(signal.SIGTERM, lambda *_: let_go.set())
+    signal.signal(signal.SIGINT, lambda *_: None)
+    # No other thread runs yet, so code between fork and exec is safe.
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
 
     def watch() -> None:
         while os.read(0, 1):  # only ever ends: nobody writes
