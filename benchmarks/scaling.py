@@ -11,8 +11,8 @@ prints, for so many bytes of recordings:
 
 * storage: index and shards;
 * hours of ingestion and of sharding by so many workers, each as fast as the one measured, bounded
-  by the single writer. That workers add up is an assumption; the gain of two processes over one on
-  this machine is printed beside it;
+  by the one writer that each dataset has. That workers add up is an assumption; the gain of two
+  processes over one on this machine is printed beside it;
 * epochs a day of one device. ``--samples-per-second`` gives the rate of a device that is not here,
   e.g. what `python -m benchmarks.training --profiles gpu` printed on it; without it, the rate is
   this machine's, by name. No rate is taken from anywhere else.
@@ -297,11 +297,12 @@ def _scaled(
     workers: Sequence[int],
 ) -> Iterator[str]:
     frames = amount * TERA / data.raw_bytes
+    datasets = max(1, -int(-frames // most))
     yield ""
     yield (
         f"{amount:g} TB of such recordings: {frames:,.0f} frames, "
         f"{frames / 30 / 3600:,.0f} hours at 30 frames/s, "
-        f"in {max(1, -int(-frames // most)):,} dataset(s); "
+        f"in {datasets:,} dataset(s); "
         f"index {frames * data.index_bytes / 1e9:,.0f} GB"
     )
     head = "".join(f"{count:>12,}" for count in workers)
@@ -311,7 +312,8 @@ def _scaled(
     )
     for one in profiles:
         yield f"  {f'shard, {one.profile} ({one.size})':34}" + "".join(
-            f"{frames / min(one.encode * count, one.write) / 3600:12,.1f}" for count in workers
+            f"{frames / min(one.encode * count, one.write * datasets) / 3600:12,.1f}"
+            for count in workers
         )
     for one in profiles:
         shards = frames * one.shard_bytes / TERA
