@@ -29,10 +29,10 @@ from iwm.gameplay.config import IngestConfig
 from iwm.gameplay.index import (
     FRAMES_FOLDER,
     INDEX_SCHEMA,
-    INDEX_VERSION,
     QUARANTINE_FILE,
     QUARANTINE_SCHEMA,
     RECORDINGS_FILE,
+    described,
 )
 from iwm.gameplay.schema import NO_ACTION, Recording
 from iwm.gameplay.splits import split_of
@@ -49,16 +49,19 @@ def write_index(folder: Path, hours: float, recordings: int, seed: int = 0) -> i
     """An index as ingestion leaves it; returns its number of rows."""
     frames = int(hours * 3600 * FPS) // recordings
     (folder / FRAMES_FOLDER).mkdir(parents=True)
-    described: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    rows: dict[str, pa.Table] = {}
     with Progress("index", frames * recordings, "rows") as progress:
         for number in range(recordings):
             name = f"session_{number:03d}"
             table = _rows(name, frames, np.random.default_rng([seed, number]))
             pq.write_table(table, folder / FRAMES_FOLDER / f"{name}.parquet", compression="zstd")
-            described[name] = to_dict(_recording(name))
+            facts[name] = to_dict(_recording(name))
+            rows[name] = table.select(["status", "split", "episode"])
             progress.advance(frames)
-    pq.write_table(QUARANTINE_SCHEMA.empty_table(), folder / QUARANTINE_FILE)
-    write_json(folder / RECORDINGS_FILE, {"version": INDEX_VERSION, "recordings": described})
+    aside = QUARANTINE_SCHEMA.empty_table()
+    pq.write_table(aside, folder / QUARANTINE_FILE)
+    write_json(folder / RECORDINGS_FILE, described(facts, rows, aside))
     return frames * recordings
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 import bentoml
 
 from bentos import ENVIRONMENT
+from iwm import logs
 from iwm.errors import ConfigError
 from iwm.serving.app import create_app
 from iwm.serving.config import ServiceConfig, service_config
@@ -40,6 +41,7 @@ def _configuration() -> ServiceConfig:
     return config
 
 
+logs.configure("service")
 install()
 _config = _configuration()
 _app = create_app(_config)

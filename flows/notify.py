@@ -11,6 +11,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from flows import observe
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.flows import Flow
@@ -66,9 +68,10 @@ def ended(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
 
 
 HOOKS: dict[str, Any] = {
-    "on_completion": [ended],
-    "on_failure": [ended],
-    "on_crashed": [ended],
-    "on_cancellation": [ended],
+    "on_running": [observe.began],
+    "on_completion": [observe.counted, ended],
+    "on_failure": [observe.counted, ended],
+    "on_crashed": [observe.counted, ended],
+    "on_cancellation": [observe.counted, ended],
 }
 """For ``@flow(..., **HOOKS)``."""

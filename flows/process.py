@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from flows.observe import named
 from iwm.errors import ClusterError, IwmError
+from iwm.logs import plain
 from pipelines._stage import LEASH, QUIET_ENVIRONMENT
 
 GRACE_S = 15.0
@@ -186,7 +188,7 @@ def _pump(process: subprocess.Popen[str], log: Callable[[str], object]) -> tuple
             if line is None:
                 break
             batch.append(line)
-        tail.extend(batch)
+        tail.extend(plain(line) for line in batch)
         log("\n".join(batch))
         if line is not None:
             time.sleep(_RECORD_EVERY_S)
@@ -214,7 +216,8 @@ def supervised(run_id: str) -> Iterator[Supervisor]:
     """The supervisor of one flow run; everything it runs is gone when the block ends."""
     supervisor = _SUPERVISORS[run_id] = Supervisor()
     try:
-        yield supervisor
+        with named(run_id):
+            yield supervisor
     finally:
         supervisor.close()
         del _SUPERVISORS[run_id]

@@ -26,11 +26,14 @@ from typing import Annotated, Any
 import typer
 
 from flows.tasks import GPU_LIMIT
+from iwm import logs
 from iwm.errors import IwmError, ServiceError
 from pipelines._stage import LEASH, MLFLOW_UI, QUIET_ENVIRONMENT
 from pipelines._stage import RUN_FOLDER as RUN
 
 URL_FILE = RUN / "prefect.url"
+LOGGING = Path(__file__).with_name("logging.yml").resolve()
+"""What Prefect logs, as JSON."""
 POOL = "local"
 HOST = "127.0.0.1"
 PORT = 4200
@@ -144,6 +147,7 @@ def environment(port: int) -> dict[str, str]:
     api = f"http://{HOST}:{port}/api"
     return {
         **QUIET_ENVIRONMENT,
+        **({"PREFECT_LOGGING_SETTINGS_PATH": str(LOGGING)} if logs.as_json() else {}),
         "PREFECT_API_URL": api,
         # Absolute, as the worker starts flow runs in a folder of their own.
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(Path(".prefect").resolve()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,15 @@ def run(command: Callable[..., Any]) -> None:
     """Run a stage's typer command as the program: errors in one line, exit code 1."""
     import typer
 
+    from iwm import logs
     from iwm.errors import one_line_errors
+    from iwm.monitoring.stages import observed, place
 
     quiet()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
+    stage, phase = place([Path(sys.argv[0]).stem.strip("_"), *sys.argv[1:]])
     with one_line_errors():
-        app()
+        logs.configure(stage, phase)
+        with observed(stage, phase):
+            app()

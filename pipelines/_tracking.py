@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from iwm import logs
 from iwm.files import read_json, write_json
 from pipelines._mlflow import configure, experiment_id
 
 RUN_FILE = "tracking.json"
+RUN_TAG = "iwm.run_id"
+"""The id in the logs of the processes that trained."""
 _FLUSH_S = 5.0
 
 
@@ -67,6 +70,8 @@ class MlflowTracker:
             self._log_parameters(parameters)
         else:
             self._client.update_run(self.run_id, status="RUNNING")
+        # The last of them, where a training was stopped and went on.
+        self._client.set_tag(self.run_id, RUN_TAG, logs.run_id())
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)

@@ -10,6 +10,7 @@ from iwm.config import Params
 from iwm.data.trajectories import TrajectoryLoader, TrajectoryStore
 from iwm.errors import ConfigError
 from iwm.models.registry import create_model
+from iwm.monitoring.training import MetricsTracker
 from iwm.training.distributed import ranks
 from iwm.training.trainer import Summary, Trainer
 from pipelines._intentions import fit_codec
@@ -95,7 +96,7 @@ def train_trajectories(phase: str, params: Params) -> Summary | None:
             out,
             place,
             data_revision=store.info.revision,
-            trackers=[tracker],
+            trackers=[tracker, MetricsTracker(phase, out)],
             name=phase,
         )
 

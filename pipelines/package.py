@@ -35,6 +35,7 @@ REQUIREMENTS = (
     "orjson",
     "pillow",
     "pydantic",
+    "python-json-logger",
     "safetensors",
     "simplejpeg",
     "timm",

@@ -56,10 +56,13 @@ def _data() -> dict[str, Any]:
     from pipelines._provenance import dvc_data_revision, git_commit
 
     shards = _read(SHARDS / "shards.json")
+    index = _read(INDEX / "recordings.json")
+    splits = [part for counts in index.get("counts", {}).values() for part in counts.values()]
     return {
         "commit": git_commit(),
         "dvc_revision": dvc_data_revision(),
-        "indexed": INDEX.is_dir(),
+        "indexed": sum(part["frames"] for part in splits) if splits else None,
+        "set_aside": sum(index.get("set_aside", {}).values()),
         "shards_revision": shards.get("revision"),
         "recordings": sorted(shards.get("recordings", {})),
         "frames": shards.get("frames", {}),
@@ -92,6 +95,7 @@ def _tracked(errors: list[str]) -> dict[str, Any]:
     from iwm.errors import IwmError
     from pipelines import _registry
     from pipelines._mlflow import configure, one_line
+    from pipelines._tracking import RUN_TAG
 
     empty: dict[str, Any] = {"runs": [], "champions": {}}
     try:
@@ -122,6 +126,7 @@ def _tracked(errors: list[str]) -> dict[str, Any]:
         "runs": [
             {
                 "name": run.info.run_name,
+                "run_id": run.data.tags.get(RUN_TAG),
                 "status": run.info.status,
                 "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(
                     timespec="seconds"
@@ -157,11 +162,28 @@ def _service(url: str) -> dict[str, Any]:
 def _flows(url: str) -> dict[str, Any]:
     import httpx
 
+    found: dict[str, Any] = {"url": url, "status": "does not answer", "runs": []}
     try:
-        healthy = httpx.get(f"{url}/health", timeout=_PATIENCE_S).status_code == 200
-    except httpx.HTTPError:
-        healthy = False
-    return {"url": url, "status": "ok" if healthy else "does not answer"}
+        with httpx.Client(timeout=_PATIENCE_S) as client:
+            if client.get(f"{url}/health").status_code != 200:
+                return found
+            found["status"] = "ok"
+            names = {flow["id"]: flow["name"] for flow in client.post(f"{url}/flows/filter").json()}
+            newest = {"sort": "START_TIME_DESC", "limit": RUNS}
+            for run_ in client.post(f"{url}/flow_runs/filter", json=newest).json():
+                if run_["start_time"]:
+                    found["runs"].append(
+                        {
+                            "flow": names.get(run_["flow_id"]),
+                            "run_id": run_["id"],
+                            "state": run_["state_name"],
+                            "started": run_["start_time"],
+                            "minutes": round(run_["total_run_time"] / 60, 1),
+                        }
+                    )
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return found  # not Prefect, or not this one: what was read so far stands
+    return found
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -170,6 +192,9 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     frames = sum(data["frames"].values()) if data["frames"] else 0
     lines.append(("code", str(data["commit"] or "not in git")))
     lines.append(("data.dvc", str(data["dvc_revision"] or "names nothing yet; `iwm record`")))
+    if data["indexed"] is not None:
+        said = f"{data['indexed']:,} frames, {data['set_aside']:,} set aside"
+        lines.append(("index", said))
     lines.append(
         (
             "shards",
@@ -184,6 +209,10 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         missed = judged["missed"]
         verdict = f"FAILED: {', '.join(missed)}" if missed else f"passed, {judged['rules']} rules"
         lines.append((f"gate {gate}", verdict))
+    if not found["gates"]:
+        lines.append(("gates", "none judged yet; `dvc repro`"))
+    if not found["champions"]:
+        lines.append(("champion", "none yet; `iwm register PHASE`"))
     for name, champion in found["champions"].items():
         before = f"; before it {', '.join(champion['before'])}" if champion["before"] else ""
         lines.append(
@@ -191,12 +220,18 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         )
     for run_ in found["runs"]:
         took = "" if run_["minutes"] is None else f", {run_['minutes']} min"
-        lines.append((f"run {run_['name']}", f"{run_['status']}, {run_['started']}{took}"))
+        named = f", {run_['run_id']}" if run_["run_id"] else ""
+        lines.append((f"run {run_['name']}", f"{run_['status']}, {run_['started']}{took}{named}"))
+    if not found["runs"]:
+        lines.append(("runs", "none yet; `iwm train PHASE`"))
     lines.append(("bento", found["bento"] or "none yet; `iwm package`"))
     service = found["service"]
     named = f", {service['model']} version {service['version']}" if "model" in service else ""
     lines.append(("service", f"{service['url']}: {service['status']}{named}"))
     lines.append(("flows", f"{found['flows']['url']}: {found['flows']['status']}"))
+    for run_ in found["flows"]["runs"]:
+        said = f"{run_['state']}, {run_['started'][:19]}Z, {run_['minutes']} min, {run_['run_id']}"
+        lines.append((f"flow {run_['flow']}", said))
     lines.extend(("error", error) for error in found["errors"])
     return lines
 

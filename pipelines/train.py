@@ -84,6 +84,7 @@ def _train_on_shards(phase: str, params: Params) -> Summary | None:
     from iwm.data.reader import ShardStore
     from iwm.errors import ConfigError
     from iwm.models.registry import create_model
+    from iwm.monitoring.training import MetricsTracker
     from iwm.training.distributed import ranks
     from iwm.training.trainer import Trainer
     from pipelines._provenance import dvc_data_revision, git_commit
@@ -146,7 +147,7 @@ def _train_on_shards(phase: str, params: Params) -> Summary | None:
             out,
             place,
             data_revision=trained_on,
-            trackers=[tracker],
+            trackers=[tracker, MetricsTracker(phase, out)],
             name=phase,
         )
 

@@ -7,12 +7,15 @@ inside their functions; ``iwm --help`` answers in well under a second.
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated
 
 import typer
 
+from iwm import logs
 from iwm.errors import one_line_errors
+from iwm.monitoring.stages import observed, place
 
 app = typer.Typer(
     name="iwm",
@@ -52,5 +55,9 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run ``iwm``; an error that is the user's to mend is one line and exit code 1."""
+    stage, phase = place([word for word in sys.argv[1:] if word != "--"])
     with one_line_errors():
-        build()()
+        # Standard output is the command's answer, which other programs may read.
+        logs.configure(stage, phase, answers=True)
+        with observed(stage, phase):
+            build()()

@@ -27,8 +27,9 @@ from iwm.gameplay.config import BranchConfig, RecordConfig, RecordPlan
 from iwm.gameplay.executor import process_pool
 from iwm.progress import Progress
 from iwm.settings import parse, settings, to_dict
+from iwm.versions import Format
 
-BRANCHES_VERSION = 1
+BRANCHES = Format("branches", current=1)
 BRANCHES_FILE = "branches.json"
 
 VISIBLE_LEVELS = 16
@@ -41,7 +42,7 @@ _POLL_S = 0.2
 
 @settings
 class _Meta:
-    version: int = BRANCHES_VERSION
+    version: int = BRANCHES.current
     name: str
     source: str
     game: str
@@ -134,14 +135,7 @@ class BranchSet:
         path = folder / BRANCHES_FILE
         try:
             values = read_json(path)
-            found = values.get("version") if isinstance(values, dict) else None
-            if not isinstance(found, int):
-                raise DataError(f"{path}: has no version; it was not made by iwm")
-            if found > BRANCHES_VERSION:
-                raise DataError(
-                    f"{path}: version {found} is newer than this software's {BRANCHES_VERSION}; "
-                    "upgrade iwm"
-                )
+            BRANCHES.check(values.get("version") if isinstance(values, dict) else None, path)
             meta = parse(_Meta, values, str(path))
         except FileNotFoundError:
             raise DataError(f"{path}: not found; run `iwm branch`") from None

@@ -21,7 +21,7 @@ from iwm.data.frames import Image8, decoder
 from iwm.data.shard_plan import check_version
 from iwm.data.shards import (
     SHARD_INDEX_FILE,
-    SHARDS_VERSION,
+    SHARDS,
     ShardSet,
     read_shard_set,
     shard_schema,
@@ -84,7 +84,7 @@ class ShardStore:
         path = self.folder / SHARD_INDEX_FILE
         try:
             table = read_table(path)
-            check_version(table.schema, b"iwm.shards.version", SHARDS_VERSION, path)
+            check_version(table.schema, b"iwm.shards.version", SHARDS, path)
             return table.select(shard_schema().names).cast(shard_schema()).combine_chunks()
         except FileNotFoundError:
             raise DataError(f"{path}: not found; run `iwm shard` first") from None

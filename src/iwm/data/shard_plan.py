@@ -19,33 +19,31 @@ from iwm.errors import DataError
 from iwm.gameplay.index import (
     FRAMES_FOLDER,
     INDEX_SCHEMA,
-    INDEX_VERSION,
     RECORDINGS_FILE,
+    ROWS,
     SPLITS,
     read_table,
 )
 from iwm.gameplay.schema import Recording
+from iwm.versions import Format
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROWS = 65_536  # of the index, made into Python objects at a time
+_PART = 65_536  # of the index, made into Python objects at a time
 _CHUNK = 1024  # frames a worker process encodes before it hands them back
 
 
-def check_version(schema: pa.Schema, key: bytes, known: int, path: Path) -> None:
-    """Refuse a table that a newer version of this software wrote.
+def check_version(schema: pa.Schema, key: bytes, form: Format, path: Path) -> None:
+    """Refuse a table that this software does not read.
 
     Raises:
-        DataError: the version is newer, or missing.
+        DataError: the version is newer, too old, or missing.
     """
     found = (schema.metadata or {}).get(key, b"").decode()
     if not found.isdigit():
         raise DataError(f"{path}: has no {key.decode()}; it was not made by iwm")
-    if int(found) > known:
-        raise DataError(
-            f"{path}: version {found} is newer than this software's {known}; upgrade iwm"
-        )
+    form.check(int(found), path)
 
 
 def read_usable_frames(index_dir: Path) -> pa.Table:
@@ -64,7 +62,7 @@ def read_usable_frames(index_dir: Path) -> pa.Table:
     for file in files:
         try:
             table = read_table(file)
-            check_version(table.schema, b"iwm.index.version", INDEX_VERSION, file)
+            check_version(table.schema, b"iwm.index.version", ROWS, file)
             tables.append(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
         except (pa.ArrowException, KeyError, OSError) as error:
             reason = " ".join(str(error).split())
@@ -82,7 +80,7 @@ def data_revision(table: pa.Table) -> str:
     digest = hashlib.sha256()
     columns = ["key", "split", "action", "action_vector", "reward", "done", "sha1"]
     # In parts: a day of play has millions of rows, and Python's objects are ten times theirs.
-    for part in table.select(columns).to_batches(max_chunksize=_ROWS):
+    for part in table.select(columns).to_batches(max_chunksize=_PART):
         for row in zip(*(column.to_pylist() for column in part.columns), strict=True):
             digest.update(repr(row).encode())
     return digest.hexdigest()

@@ -47,11 +47,12 @@ from iwm.gameplay.index import (
 from iwm.gameplay.schema import Recording, read_recording
 from iwm.progress import Progress
 from iwm.settings import parse, settings, to_dict
+from iwm.versions import Format
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARDS_VERSION = 1
+SHARDS = Format("shards", current=1)
 SHARDS_FILE = "shards.json"
 SHARD_INDEX_FILE = "index.parquet"
 
@@ -70,7 +71,7 @@ class ShardFile:
 class ShardSet:
     """``shards.json``: what the shards hold and how to read them."""
 
-    version: int = SHARDS_VERSION
+    version: int = SHARDS.current
     format: Literal["jpeg", "png"]
     width: int
     height: int
@@ -97,7 +98,7 @@ def shard_schema() -> pa.Schema:
         pa.field("size", pa.int64(), nullable=False),  # bytes of the image
     ]
     return pa.schema(
-        [*INDEX_SCHEMA, *places], metadata={b"iwm.shards.version": str(SHARDS_VERSION).encode()}
+        [*INDEX_SCHEMA, *places], metadata={b"iwm.shards.version": str(SHARDS.current).encode()}
     )
 
 
@@ -276,12 +277,7 @@ def parse_shard_set(values: object, where: str) -> ShardSet:
     """
     if not isinstance(values, dict):
         raise DataError(f"{where}: expected an object, found {type(values).__name__}")
-    version = values.get("version")
-    if isinstance(version, int) and version > SHARDS_VERSION:
-        raise DataError(
-            f"{where}: version {version} is newer than this software's {SHARDS_VERSION}; "
-            "upgrade iwm"
-        )
+    SHARDS.check(values.get("version"), where)
     try:
         return parse(ShardSet, values, where)
     except ConfigError as error:

@@ -24,10 +24,11 @@ from iwm.files import atomic_directory, read_json, write_json
 from iwm.gameplay.config import SplitConfig
 from iwm.gameplay.splits import split_of
 from iwm.settings import parse, settings, to_dict
+from iwm.versions import Format
 
 INFO_FILE = "trajectories.json"
 VALUES_FILE = "trajectories.safetensors"
-VERSION = 1
+FORMAT = Format("trajectories", current=1)
 Rows = npt.NDArray[np.int64]
 
 
@@ -62,7 +63,7 @@ class EpisodeInfo:
 class TrajectoryInfo:
     """``trajectories.json``."""
 
-    version: int = VERSION
+    version: int = FORMAT.current
     source: str
     """What made the states."""
     state_dim: int
@@ -302,13 +303,7 @@ def _read_info(path: Path) -> TrajectoryInfo:
         raise DataError(f"{path}: not found; run `iwm trajectories` first") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
-    version = values.get("version") if isinstance(values, dict) else None
-    if not isinstance(version, int):
-        raise DataError(f"{path}: has no version; it is not a set of trajectories")
-    if version > VERSION:
-        raise DataError(
-            f"{path}: version {version} is newer than this software's {VERSION}; upgrade iwm"
-        )
+    FORMAT.check(values.get("version") if isinstance(values, dict) else None, path)
     try:
         return parse(TrajectoryInfo, values, str(path))
     except ConfigError as error:

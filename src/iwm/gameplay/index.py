@@ -2,17 +2,25 @@
 
 ``artifacts/index/frames/<recording>.parquet`` holds :data:`INDEX_SCHEMA`, one
 file a recording, rows in order of (episode, step). ``artifacts/index/recordings.json``
-holds each recording's metadata, ``artifacts/index/quarantine.parquet`` what was
-set aside and why.
+holds each recording's metadata and what it counts, ``artifacts/index/quarantine.parquet`` what
+was set aside and why.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-INDEX_VERSION = 1
+from iwm.versions import Format
+
+INDEX = Format("index", current=2, readable=2)
+"""Of ``recordings.json``. 2: with ``counts`` and ``set_aside``."""
+ROWS = Format("index rows", current=1)
+"""Of the tables of frames."""
 
 FRAMES_FOLDER = "frames"
 RECORDINGS_FILE = "recordings.json"
@@ -42,7 +50,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),  # "ok", or why the frame is set aside
         pa.field("split", pa.string(), nullable=False),  # one of SPLITS
     ],
-    metadata={b"iwm.index.version": str(INDEX_VERSION).encode()},
+    metadata={b"iwm.index.version": str(ROWS.current).encode()},
 )
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -54,6 +62,41 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
+
+
+def described(
+    recordings: Mapping[str, Any], rows: Mapping[str, pa.Table], quarantine: pa.Table
+) -> dict[str, Any]:
+    """``recordings.json``.
+
+    Args:
+        recordings: name -> metadata.
+        rows: name -> rows with ``status``, ``split`` and ``episode``.
+        quarantine: rows of QUARANTINE_SCHEMA.
+
+    Returns:
+        ``{"version", "recordings", "counts": {name: {split: {"frames", "episodes"}}},
+        "set_aside": {name: frames}}``; counts are of good frames.
+    """
+    aside: dict[str, int] = {}
+    for row in quarantine.select(["recording", "frames"]).to_pylist():
+        aside[row["recording"]] = aside.get(row["recording"], 0) + row["frames"]
+    return {
+        "version": INDEX.current,
+        "recordings": dict(recordings),
+        "counts": {name: counts(table) for name, table in rows.items()},
+        "set_aside": aside,
+    }
+
+
+def counts(table: pa.Table) -> dict[str, dict[str, int]]:
+    """Good frames, and episodes that hold one, of each split."""
+    good = table.filter(pc.equal(table["status"], "ok")).select(["split", "episode"])
+    found = {}
+    for split in SPLITS:
+        episodes = good.filter(pc.equal(good["split"], split))["episode"]
+        found[split] = {"frames": len(episodes), "episodes": len(episodes.unique())}
+    return found
 
 
 def write_table(table: pa.Table, path: Path) -> None:

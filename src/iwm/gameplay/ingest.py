@@ -30,11 +30,11 @@ from iwm.gameplay.executor import make_executor
 from iwm.gameplay.index import (
     FRAMES_FOLDER,
     INDEX_SCHEMA,
-    INDEX_VERSION,
     QUARANTINE_FILE,
     QUARANTINE_SCHEMA,
     RECORDINGS_FILE,
     SPLITS,
+    described,
     read_table,
     write_table,
 )
@@ -109,6 +109,7 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
     (out_dir / RECORDINGS_FILE).unlink(missing_ok=True)
     summary = IngestSummary()
     metadata: dict[str, Any] = {}
+    rows: dict[str, pa.Table] = {}
     with make_executor(cfg) as executor:
         jobs, unusable = _survey_all(executor, folders, cfg)
         quarantine += unusable
@@ -118,6 +119,7 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
         for job, table in _measured(executor, jobs, out_dir, cfg, summary):
             quarantine += _quarantine_rows(data_dir, job, table)
             _count(summary, job.name, table, cfg)
+            rows[job.name] = table.select(["status", "split", "episode"])
     for row in quarantine:
         if row["recording"] not in metadata:
             summary.frames += row["frames"]
@@ -126,9 +128,8 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
     summary.recordings = len(jobs)
     _forget_removed(out_dir / FRAMES_FOLDER, set(metadata))
     quarantine.sort(key=lambda row: (row["recording"], row["file"], row["frame"] or 0))
-    _write_parquet(
-        out_dir / QUARANTINE_FILE, pa.Table.from_pylist(quarantine, schema=QUARANTINE_SCHEMA)
-    )
+    aside = pa.Table.from_pylist(quarantine, schema=QUARANTINE_SCHEMA)
+    _write_parquet(out_dir / QUARANTINE_FILE, aside)
     _check_bound(summary, out_dir, cfg)
     total = Counter({name: summary.split_episodes[name] for name in SPLITS})
     for name in empty_splits((key for key, count in total.items() if count), cfg.split):
@@ -136,7 +137,7 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
             f"no episode of any recording falls into split {name}: record more episodes, "
             "or change ingest.split.salt"
         )
-    write_json(out_dir / RECORDINGS_FILE, {"version": INDEX_VERSION, "recordings": metadata})
+    write_json(out_dir / RECORDINGS_FILE, described(metadata, rows, aside))
     return summary
 
 

@@ -26,7 +26,9 @@ from iwm.gameplay.schema import (
     RECORDING_FILE,
     STEPS_FILE,
     STEPS_SCHEMA,
+    UNSEALED,
     Recording,
+    check_seal,
     read_recording,
 )
 
@@ -72,6 +74,8 @@ def survey(folder: str) -> Survey:
         if where.is_absolute() or ".." in where.parts or not where.parts:
             raise DataError(f"frames_path {recording.frames_path!r} leaves the recording's folder")
         file = STEPS_FILE
+        if recording.version != UNSEALED:
+            check_seal(path, STEPS_FILE)
         steps = read_steps(path)
         problems = check_steps(steps, recording)
         steps = steps.append_column("status", pa.array(problems, pa.string()))

@@ -12,10 +12,16 @@ A recording is one folder under ``data/``: one continuous play of one game.
 Row *t* holds frame *t* and the action taken **after seeing it**, which led to
 row *t + 1*; ``reward`` and ``done`` are that action's outcome. The last row of
 an episode has no action: ``action`` is :data:`NO_ACTION`.
+
+Version 2 of a recording is sealed: ``SHA256SUMS`` holds the hash of every file but
+``recording.json``. A recording is written as version 1, and sealed by `iwm migrate` when its
+owner asks for it.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +32,15 @@ from pydantic import Field
 from iwm.errors import ConfigError, DataError
 from iwm.files import read_json, write_json
 from iwm.settings import parse, settings, to_dict
+from iwm.versions import Format
 
-RECORDING_VERSION = 1
+RECORDING = Format("recording", current=2)
+UNSEALED = 1
+"""The version of a recording as it is written."""
 RECORDING_FILE = "recording.json"
 STEPS_FILE = "steps.parquet"
 FRAMES_FILE = "frames.mkv"
+SEAL_FILE = "SHA256SUMS"
 
 NO_ACTION = -1
 """Action id where none was taken (last frame of an episode, or none was logged)."""
@@ -54,7 +64,7 @@ STEPS_SCHEMA = pa.schema(
 class Recording:
     """``recording.json``: where a recording comes from and how to read it."""
 
-    version: int = RECORDING_VERSION
+    version: int = UNSEALED
     name: str
     source: str
     """vizdoom, gymnasium, procedural, video, images or capture."""
@@ -93,11 +103,7 @@ def read_recording(folder: Path) -> Recording:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected an object, found {type(values).__name__}")
-    if isinstance(values.get("version"), int) and values["version"] > RECORDING_VERSION:
-        raise DataError(
-            f"{path}: recording version {values['version']} is newer than this software's "
-            f"{RECORDING_VERSION}; upgrade iwm"
-        )
+    RECORDING.check(values.get("version", UNSEALED), path)
     try:
         return parse(Recording, values, str(path))
     except ConfigError as error:
@@ -107,3 +113,31 @@ def read_recording(folder: Path) -> Recording:
 def write_recording(folder: Path, recording: Recording) -> None:
     """Write ``recording.json`` atomically."""
     write_json(folder / RECORDING_FILE, to_dict(recording))
+
+
+def sums(folder: Path) -> Iterator[tuple[str, str]]:
+    """``(name, SHA-256)`` of a recording's files, but for those that hold the sums' own truth."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (RECORDING_FILE, SEAL_FILE):
+            with path.open("rb") as file:
+                yield name, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_seal(folder: Path, name: str) -> None:
+    """Hold one file of a sealed recording against its sum.
+
+    Raises:
+        DataError: the sums are missing, or the file's content is not what was sealed.
+    """
+    path = folder / SEAL_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: not found, and the recording is sealed") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a list of sums: {error}") from None
+    if f"{found}  {name}" not in lines:
+        raise DataError(f"{folder / name}: its content is not what {SEAL_FILE} says")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from iwm.errors import ModelError
 from iwm.files import atomic_path, read_json, write_json
+from iwm.versions import Format
 
-FORMAT_VERSION = 1
+FORMAT = Format("model", current=1, error=ModelError)
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -28,7 +29,7 @@ def save_model(
         temporary.chmod(0o644)  # safetensors makes it private; a released model is not
     write_json(
         folder / CONFIG_FILE,
-        {"format_version": FORMAT_VERSION, "model": model, "settings": settings, **more},
+        {"format_version": FORMAT.current, "model": model, "settings": settings, **more},
     )
 
 
@@ -45,13 +46,9 @@ def read_config(folder: Path, model: str | None = None) -> dict[str, Any]:
         raise ModelError(f"{path}: not found; {folder} holds no model") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("format_version"), int):
-        raise ModelError(f"{path}: has no format_version; it is not a model of iwm")
-    if config["format_version"] > FORMAT_VERSION:
-        raise ModelError(
-            f"{path}: format_version {config['format_version']} is newer than this software's "
-            f"{FORMAT_VERSION}; upgrade iwm"
-        )
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected an object, found {type(config).__name__}")
+    FORMAT.check(config.get("format_version"), path)
     if model is not None and config.get("model") != model:
         raise ModelError(f"{path}: holds a model {config.get('model')!r}, expected {model!r}")
     if not isinstance(config.get("settings"), dict):

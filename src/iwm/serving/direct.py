@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from iwm.serving.runtime import Runtime
 
 logger = logging.getLogger("iwm.serving")
+access = logging.getLogger("iwm.access")
+"""A line an answer, where logs are JSON."""
 
 GONE = 499
 """Status of what nobody reads: the client hung up."""
@@ -70,7 +72,11 @@ def endpoint(held: Runtime, name: str, call: Call) -> Endpoint:
             logger.exception("/%s: an error of this service", name)
             response = refusal(500, BUG)
         finally:
-            held.metrics.observe(name, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            held.metrics.observe(name, status, seconds)
+            if access.isEnabledFor(logging.INFO):
+                facts = {"call": name, "status": status, "seconds": round(seconds, 6)}
+                access.info("POST /%s %d", name, status, extra=facts)
         return response
 
     within.__doc__ = call.__doc__

@@ -11,6 +11,13 @@ ITEMS = (1, 2, 4, 8, 16, 32, 64)
 """Upper bounds of batches."""
 
 
+GAUGES = {
+    "pending": "Requests that were taken and not answered yet.",
+    "waiting": "Requests that wait for the model.",
+    "model_loaded": "1 when there is a model to answer.",
+}
+
+
 class Histogram:
     """Counts by size.
 
@@ -89,5 +96,6 @@ class Metrics:
         yield "# TYPE iwm_reloads_total counter"
         yield f"iwm_reloads_total {self.reloads}"
         for name, value in gauges.items():
+            yield f"# HELP iwm_{name} {GAUGES[name]}"
             yield f"# TYPE iwm_{name} gauge"
             yield f"iwm_{name} {value}"

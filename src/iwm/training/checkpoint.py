@@ -1,14 +1,16 @@
 """Resume state on disk: whole or absent, safetensors and JSON, never pickle.
 
 ``<folder>/step-00000100/`` holds ``model.safetensors``, ``optimizer.safetensors`` and
-``state.json``; the folder appears under its name only when everything is on disk. There is
-no state of random generators to save: every step's randomness is a function of
+``state.json``, which since version 2 also holds the SHA-256 of both (``sha256``) and the id of the
+run that wrote them (``run_id``). The folder appears under its name only when everything is on
+disk. There is no state of random generators to save: every step's randomness is a function of
 (seed, step, rank), see :mod:`iwm.training.trainer`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from torch import Tensor, nn
 
 from iwm.errors import ModelError
 from iwm.files import TEMPORARY_PREFIX, atomic_directory, read_json, write_json
+from iwm.logs import RUN_ID
 from iwm.training.parallel import like
+from iwm.versions import Format
 
-FORMAT_VERSION = 1
+FORMAT = Format("checkpoint", current=2, error=ModelError)
+STATE_FILE = "state.json"
 _PREFIX = "step-"
 _TENSORS = ("model.safetensors", "optimizer.safetensors")
 
@@ -41,14 +46,18 @@ def sha256(path: Path) -> str:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in words; ``None`` when they are as written."""
     try:
-        sums = read_json(path / "state.json").get("sha256", {})
+        sums = read_json(path / STATE_FILE).get("sha256", {})
         for name in _TENSORS:
             found = sha256(path / name)
-            if found != sums.get(name, found):  # those of earlier versions hold no digests
+            if found != sums.get(name, found):  # version 1 holds no digests
                 return f"{name} is not what was written"
     except (OSError, ValueError, AttributeError) as error:
         return str(error)
     return None
+
+
+def _sums(path: Path) -> dict[str, str]:
+    return {name: sha256(path / name) for name in _TENSORS}
 
 
 def save_checkpoint(
@@ -75,11 +84,9 @@ def save_checkpoint(
     with atomic_directory(target) as temporary:
         save_file(model, temporary / "model.safetensors")
         save_file(optimizer, temporary / "optimizer.safetensors")
-        sums = {name: sha256(temporary / name) for name in _TENSORS}
-        write_json(
-            temporary / "state.json",
-            {**state, "format_version": FORMAT_VERSION, "step": step, "sha256": sums},
-        )
+        whole = {**state, "format_version": FORMAT.current, "step": step}
+        run_id = os.environ.get(RUN_ID)
+        write_json(temporary / STATE_FILE, whole | {"sha256": _sums(temporary), "run_id": run_id})
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     for partial in folder.glob(f"{TEMPORARY_PREFIX}*"):
@@ -91,15 +98,43 @@ def read_state(path: Path) -> dict[str, Any]:
     """``state.json`` of a checkpoint.
 
     Raises:
-        ModelError: written by a newer version.
+        ModelError: a version that this software does not read.
     """
-    state: dict[str, Any] = read_json(path / "state.json")
-    if state["format_version"] > FORMAT_VERSION:
-        raise ModelError(
-            f"{path}: checkpoint version {state['format_version']} is newer than this software's "
-            f"{FORMAT_VERSION}; upgrade iwm, or delete it to start anew"
-        )
+    state: dict[str, Any] = read_json(path / STATE_FILE)
+    FORMAT.check(state.get("format_version"), path)
     return state
+
+
+def migrate_checkpoint(path: Path, *, code: str | None = None, write: bool = True) -> int | None:
+    """Bring a checkpoint up to date; its tensors stay as they are.
+
+    Args:
+        path: of one checkpoint.
+        code: the revision of the code that is to go on with it, where its owner takes the
+            responsibility for a change of code in the middle of a run; ``None`` keeps what it is.
+        write: do it; otherwise only look.
+
+    Returns:
+        The version it had; ``None`` when nothing is to be done.
+
+    Raises:
+        ModelError: newer, too old, or damaged.
+    """
+    if fault := damage(path):
+        raise ModelError(f"{path}: {fault}")
+    state: dict[str, Any] = read_json(path / STATE_FILE)
+    found = FORMAT.known(state.get("format_version"), path)
+    adopts = code is not None and state["identity"]["code"] != code
+    if found == FORMAT.current and not adopts:
+        return None
+    if found < FORMAT.current:
+        state |= {"format_version": FORMAT.current, "sha256": _sums(path), "run_id": None}
+    if adopts:
+        before = [*state.get("earlier_code", []), state["identity"]["code"]]
+        state |= {"identity": {**state["identity"], "code": code}, "earlier_code": before}
+    if write:
+        write_json(path / STATE_FILE, state)
+    return found
 
 
 def load_model(path: Path, model: nn.Module) -> None:

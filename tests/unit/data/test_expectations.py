@@ -14,7 +14,7 @@ from iwm.data.expectations import Finding, ValidationReport, validate_index
 from iwm.data.expectations.page import render_page
 from iwm.errors import ConfigError, DataError
 from iwm.files import write_json
-from iwm.gameplay.index import INDEX_SCHEMA, INDEX_VERSION, QUARANTINE_SCHEMA
+from iwm.gameplay.index import INDEX, INDEX_SCHEMA, QUARANTINE_SCHEMA
 from iwm.gameplay.schema import NO_ACTION, Recording
 from iwm.settings import to_dict
 
@@ -68,7 +68,7 @@ def write(folder: Path, values: Columns, **recorded: Any) -> Path:
     ]
     pq.write_table(pa.Table.from_pylist(bad, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
     document = {"toy": to_dict(recording) | recorded}
-    write_json(folder / "recordings.json", {"version": INDEX_VERSION, "recordings": document})
+    write_json(folder / "recordings.json", {"version": INDEX.current, "recordings": document})
     return folder
 
 

@@ -251,7 +251,7 @@ def test_what_cannot_be_loaded_is_one_line_that_names_it(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())["settings"]
     _edit(tmp_path, format_version=99)
-    refused("format_version 99 is newer than this software's 1")
+    refused("config.json: version 99 is newer than this software's 1")
     _edit(tmp_path, format_version=1, model="dreamer")
     refused("'dreamer' is unknown")
     _edit(tmp_path, model="iwm", settings={**settings, "predictor": {**SHAPE, "depth": 2}})

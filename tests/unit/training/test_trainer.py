@@ -277,7 +277,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tiny_store: ShardStore, tmp_
     stopped(tiny_store, tmp_path, 2)
     path = checkpoints(tmp_path / "checkpoints")[-1] / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
-    with pytest.raises(ModelError, match="checkpoint version 9 is newer than this software's 1"):
+    with pytest.raises(ModelError, match="version 9 is newer than this software's 2"):
         runs.make(tiny_store, tmp_path).fit()
 
 

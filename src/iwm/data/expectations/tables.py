@@ -18,8 +18,8 @@ from iwm.errors import DataError
 from iwm.files import read_json
 from iwm.gameplay.index import (
     FRAMES_FOLDER,
+    INDEX,
     INDEX_SCHEMA,
-    INDEX_VERSION,
     QUARANTINE_FILE,
     RECORDINGS_FILE,
     read_table,
@@ -99,8 +99,7 @@ def _recordings(index_dir: Path) -> dict[str, dict[str, Any]]:
         raise DataError(f"{path}: not found; `iwm ingest` makes the index") from None
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: not a list of recordings: {error!r}") from None
-    if found != INDEX_VERSION:
-        raise DataError(f"{path}: index version {found}, expected {INDEX_VERSION}; ingest again")
+    INDEX.check(found, path)
     return recordings
 
 

@@ -1,0 +1,1 @@
+"""Prometheus metrics of stages, flows and training: names, files for node_exporter, HTTP."""
