@@ -36,22 +36,18 @@ PLANS = tuple(
     for name in ("one", "two")
 )  # fmt: skip
 SHAPE = {"width": 32, "depth": 1, "heads": 2}
+RUN = {
+    "model": {"encoder": {"patch": 16, **SHAPE}, "predictor": {**SHAPE, "dropout": 0.0}},
+    "epochs": 100,
+    "max_steps": 40,
+    "batch_size": 16,
+    "checkpoint_every": 5,
+    "log_every": 1,
+}
 TINY = {
     "ingest": {"executor": "dask"},
     "shard": {"executor": "dask", "frames_per_shard": 500},
-    "train": {
-        "core": {
-            "model": {
-                "encoder": {"patch": 16, **SHAPE},
-                "predictor": {**SHAPE, "dropout": 0.0},
-            },
-            "epochs": 100,
-            "max_steps": 40,
-            "batch_size": 16,
-            "checkpoint_every": 5,
-            "log_every": 1,
-        }
-    },
+    "train": {"core": RUN, "equivariant": {**RUN, "max_steps": 10}},
 }
 # A cut link is noticed after this long; 11 s is the least that Dask takes.
 ENVIRON = {
@@ -188,16 +184,37 @@ def same_shards(one: Path, two: Path) -> None:
     assert contents(one / "artifacts/shards") == contents(two / "artifacts/shards")
 
 
-def test_the_graph_runs_over_both_hosts(cluster: Cluster, work: Path, expected: Path) -> None:
+def test_the_graph_runs_over_both_hosts(
+    cluster: Cluster, work: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dvc repro`: ingest and shard by both hosts' workers, each training in two processes."""
+    from pipelines import _copy
+
+    clone = work.parent / "clone"
+    monkeypatch.chdir(ROOT)
+    _copy.copy_checkout(clone)
+    for name in ("data.dvc", "dvc.lock"):
+        (clone / name).unlink(missing_ok=True)
+    shutil.copytree(work / "data", clone / "data")
+    shutil.copy2(work / "params.yaml", clone)
+    environ = {
+        **cluster.environ,
+        "IWM_NODES": "2",
+        "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{clone}",
+    }
     one = cluster.hosts[0]
-    for stage in (["ingest"], ["shard"]):
-        done = one.run("-m", f"pipelines.{stage[0]}", cwd=work, environ=cluster.environ)
-        assert done.returncode == 0, done.stderr
-    same_shards(expected, work)
-    nodes = {**cluster.environ, "IWM_NODES": "2"}
-    done = one.run("-m", "pipelines.train", "core", cwd=work, environ=nodes)
-    assert done.returncode == 0, done.stderr
-    same_curve(expected, work)
+    targets = ("evaluate@core", "train@equivariant")
+    for words in (["add", "-q", "data"], ["repro", *targets]):
+        done = one.run("-m", "dvc", *words, cwd=clone, environ=environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+    same_shards(expected, clone)
+    same_curve(expected, clone)
+    assert (clone / "artifacts/models/equivariant/training.json").exists()
+    assert (clone / "reports/metrics/core.json").exists()
+    # Where the work runs is not what is made: one host finds nothing to do.
+    shutil.copy2(expected / "params.yaml", clone)
+    done = one.run("-m", "dvc", "repro", *targets, cwd=clone, environ=ENVIRON)
+    assert "Running stage" not in done.stdout, done.stdout
 
 
 def test_each_host_started_by_hand(hosts: tuple[Host, Host], work: Path, expected: Path) -> None:
@@ -260,7 +277,7 @@ def test_a_host_is_cut_off_in_the_middle_of_training(
     # No process of the training is left on either host; the scheduler and its workers are.
     until(lambda: not [pid for host in cluster.hosts for pid in host.processes() if trains(pid)])
     two.link("up")
-    cluster.workers[two.namespace].wait(60)
+    cluster.workers[two.namespace].wait(BOUND_S)
     cluster.work_on(two)  # as systemd does
     until(lambda: len(cluster_workers(cluster)) == 2)
     done = one.run("-m", "pipelines.train", "core", cwd=work, environ=nodes)
