@@ -88,9 +88,9 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
                     f"{_interval(steps[step]['gain_unrelated'])} above an unrelated one"
                 )
         yield f"{name.replace('_', ' ')}, drift: {_interval(steps['drift']['model'])} dB"
-    for name, found in metrics.get("frechet", {}).items():
-        yield f"Frechet distance, {name}: " + ", ".join(
-            f"{arm.replace('_', ' ')} {figure['mean']:.2f}" for arm, figure in found.items()
+    if frechet := metrics.get("frechet"):
+        yield "Frechet distance: " + ", ".join(
+            f"{arm.replace('_', ' ')} {figure['mean']:.2f}" for arm, figure in frechet.items()
         )
     for step, arms in metrics["actions"]["delta_psnr"].items():
         if step in ("k1", "k4", "k8"):

@@ -27,6 +27,10 @@ def command(
         str | None, typer.Option(help="Imagine under this action instead of those taken.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which episode.")] = 0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="0: the mean of what may come, which fades; default: as played."),
+    ] = None,
     fps: Annotated[float, typer.Option(min=1, max=60, help="Frames a second.")] = 8.0,
     scale: Annotated[int, typer.Option(min=1, max=16, help="Pixels a side of a pixel.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -44,6 +48,7 @@ def command(
     from iwm.data.reader import ShardStore
     from iwm.evaluation.pixels import psnr
     from iwm.evaluation.sequences import imagine, read_windows
+    from iwm.models.vqvae.dream import LIVELY
     from iwm.training.distributed import choose_device
     from pipelines._trained import check_fits
 
@@ -66,7 +71,15 @@ def command(
     )
     taken = windows.actions[:, shown - 1 :]
     asked = taken if hold is None else torch.full_like(taken, vocabulary.index(hold))
-    made = imagine(dreamer, windows, asked, present=shown - 1, context=shown, seed=seed).frames[0]
+    made = imagine(
+        dreamer,
+        windows,
+        asked,
+        present=shown - 1,
+        context=shown,
+        seed=seed,
+        temperature=LIVELY if temperature is None else temperature,
+    ).frames[0]
     true = windows.frames[0, shown:]
     name = "imagined" if hold is None else f"imagined: {hold}"
     captions = [f"{step + 1}: {vocabulary[int(at)]}" for step, at in enumerate(asked[0])]

@@ -74,7 +74,9 @@ class Dreamer:
     context: int = 4
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
 
-    def start(self, frames: Tensor, actions: Tensor, *, seed: int = 0) -> Dreaming:
+    def start(
+        self, frames: Tensor, actions: Tensor, *, seed: int = 0, temperature: float = 0.0
+    ) -> Dreaming:
         assert actions.shape == (len(frames), frames.shape[1] - 1)
         return Dreaming(self, torch.stack([_place(frame) for frame in frames[:, -1]]))
 

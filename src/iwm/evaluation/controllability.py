@@ -111,6 +111,7 @@ def turning(
     context: int,
     steps: int = 6,
     seed: int = 0,
+    temperature: float = 0.0,
     **boot: int,
 ) -> dict[str, Figure]:
     """Apparent motion of the view, in pixels a frame to the right, while a turn is held.
@@ -122,6 +123,7 @@ def turning(
         context: frames shown.
         steps: frames imagined under each turn.
         seed: of the dreams.
+        temperature: of the dreams.
         boot: ``resamples`` of the bootstrap.
 
     Returns:
@@ -141,7 +143,15 @@ def turning(
     flows: dict[str, Array] = {}
     for name, place in places.items():
         held = torch.full((len(windows), steps), place)
-        made = imagine(model, windows, held, present=present, context=context, seed=seed).frames
+        made = imagine(
+            model,
+            windows,
+            held,
+            present=present,
+            context=context,
+            seed=seed,
+            temperature=temperature,
+        ).frames
         flows[name] = _flow(torch.cat([last, made], 1)).mean(1)
     figures = {
         name: bootstrap_mean(values, windows.episode, seed=seed, **boot)

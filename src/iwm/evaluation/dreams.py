@@ -18,6 +18,7 @@ from iwm.evaluation.inverse import train_reader
 from iwm.evaluation.latents import Encode
 from iwm.evaluation.sequences import Dreamer, Windows, imagine, read_windows
 from iwm.evaluation.sprites import Staged, truth_figures
+from iwm.models.vqvae.dream import LIVELY
 from iwm.progress import Progress
 
 REPORTED = (1, 5, 10, 30)
@@ -114,7 +115,9 @@ def evaluate(
     options: dict[str, Any] = {"present": present, "batch": batch, "seed": seed}
     deep = {**options, "context": min(model.context, present + 1)}
     metrics: dict[str, Any] = {}
-    arms = 5 + (staged is not None)
+    # What a player sees is drawn, so what it shows of the actions is read there.
+    played = {**deep, "temperature": LIVELY}
+    arms = 7 + (staged is not None)
     with Progress("imagine held-out play", arms, "arms") as progress:
 
         def dream(some: Windows, actions: Tensor, **how: Any) -> Tensor:
@@ -139,10 +142,8 @@ def evaluate(
             for shown, frames in sequences.items()
         }
         if encode is not None:
-            metrics["frechet"] = {
-                f"context_{shown}": generation.frechet(long, frames, present, encode)
-                for shown, frames in sequences.items()
-            }
+            named = {f"context_{shown}": frames for shown, frames in sequences.items()}
+            metrics["frechet"] = generation.frechet(long, named, present, encode)
 
         true_actions = acted.actions[:, present:]
         random_actions = acted.random_actions(config.action_steps, seed)
@@ -151,6 +152,8 @@ def evaluate(
         metrics["actions"] = {
             "delta_psnr": controllability.delta_psnr(acted, told, random, present, **boot)
         }
+        drawn = dream(acted, true_actions, **played)
+        drawn_random = dream(acted, random_actions, **played)
         if staged is not None:
             fresh = staged.windows
             made = dream(fresh, fresh.actions[:, present : present + config.steps], **deep)
@@ -164,11 +167,11 @@ def evaluate(
         seed=seed,
     )
     metrics["actions"]["inverse"] = controllability.agreement(
-        reader, acted, told, random, random_actions, present, **boot
+        reader, acted, drawn, drawn_random, random_actions, present, **boot
     )
     turned = acted.take(slice(config.turn_windows))
     turning = controllability.turning(
-        model, turned, present=present, context=deep["context"], **boot
+        model, turned, present=present, context=deep["context"], temperature=LIVELY, **boot
     )
     if turning:
         metrics["turning"] = turning

@@ -11,7 +11,7 @@ mean is reported beside it (``by_frame``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from iwm.evaluation import pixels
-from iwm.evaluation.frechet import frechet_distance
+from iwm.evaluation.frechet import frechet_distances
 from iwm.evaluation.latents import Encode
 from iwm.evaluation.sequences import Dreamer, Imagined, Windows
 from iwm.evaluation.statistics import Figure, bootstrap_mean, constant
@@ -203,28 +203,27 @@ def _unrelated(episode: Array) -> Array:
     return found
 
 
-def frechet(windows: Windows, frames: Tensor, present: int, encode: Encode) -> dict[str, Figure]:
-    """Frechet distances to the true frames: of imagined ones (``model``), of the last frame shown
+def frechet(
+    windows: Windows, made: Mapping[str, Tensor], present: int, encode: Encode
+) -> dict[str, Figure]:
+    """Frechet distances to the true frames: of imagined ones, of the last frame shown
     (``copy_last``), and of the true frames' own halves to each other (``real``: the size of what
     chance alone gives, twice over).
 
     Args:
         windows: N of them.
-        frames: what was imagined, uint8 [N, K, H, W, 3].
+        made: what was imagined, by name, uint8 [N, K, H, W, 3] each.
         present: the last frame that was shown.
         encode: a frozen encoder.
     """
-    steps = frames.shape[1]
+    steps = max(frames.shape[1] for frames in made.values())
     true = windows.frames[:, present + 1 : present + 1 + steps]
     last = windows.frames[:, present].unsqueeze(1).expand_as(true)
-    half = np.isin(windows.episode, np.unique(windows.episode)[::2])
-    sets = {"model": (frames, true), "copy_last": (last, true)}
+    sets = {name: frames.flatten(0, 1) for name, frames in made.items()}
+    sets["copy_last"] = last.flatten(0, 1)
+    found = frechet_distances(sets, true.flatten(0, 1), encode)
+    half = torch.from_numpy(np.isin(windows.episode, np.unique(windows.episode)[::2]))
     if half.any() and not half.all():
-        places = torch.from_numpy(half)
-        sets["real"] = true[places], true[~places]
-    return {
-        name: constant(
-            frechet_distance(made.flatten(0, 1), other.flatten(0, 1), encode), len(made) * steps
-        )
-        for name, (made, other) in sets.items()
-    }
+        one, other = (true[part].flatten(0, 1) for part in (half, ~half))
+        found |= frechet_distances({"real": one}, other, encode)
+    return {name: constant(value, len(windows) * steps) for name, value in found.items()}

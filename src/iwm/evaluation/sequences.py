@@ -48,8 +48,12 @@ class Dreamer(Protocol):
         """Makes tokens of pictures, and pictures of tokens."""
         ...
 
-    def start(self, frames: Tensor, actions: Tensor, *, seed: int = 0) -> Dream:
-        """Begin at frames uint8 [B, T, H, W, 3] with the actions [B, T-1] between them."""
+    def start(
+        self, frames: Tensor, actions: Tensor, *, seed: int = 0, temperature: float = 0.0
+    ) -> Dream:
+        """Begin at frames uint8 [B, T, H, W, 3] with the actions [B, T-1] between them; at
+        temperature 0 dreams are the mean of what may come, above it one of those.
+        """
         ...
 
     def parameters(self) -> Any:
@@ -179,6 +183,7 @@ def imagine(
     context: int,
     batch: int = 64,
     seed: int = 0,
+    temperature: float = 0.0,
 ) -> Imagined:
     """What a model imagines after the frame ``present`` of each window.
 
@@ -190,6 +195,7 @@ def imagine(
         context: frames shown, the present one included.
         batch: windows at once.
         seed: of what the model draws; the same seed draws the same.
+        temperature: of what it draws; 0: the mean.
 
     Returns:
         Frames and tokens on the CPU.
@@ -199,7 +205,8 @@ def imagine(
     frames, tokens = [], []
     for at in torch.split(torch.arange(len(windows)), batch):
         shown = windows.frames[at, first : present + 1].to(device)
-        dream = model.start(shown, windows.actions[at, first:present].to(device), seed=seed)
+        taken = windows.actions[at, first:present].to(device)
+        dream = model.start(shown, taken, seed=seed, temperature=temperature)
         steps = []
         for chosen in actions[at].unbind(1):
             steps.append(dream.step(chosen.to(device)).cpu())

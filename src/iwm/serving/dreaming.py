@@ -161,9 +161,13 @@ class Dreamer:
     def begin(self, start: Start, seed: int = 0) -> Any:
         """The model's own state after ``start``; ``step`` continues it.
 
+        Tokens are drawn: the mean of what may come, which evaluation measures, fades.
+
         Raises:
             DataError: too many frames, another size, or actions that do not fit them.
         """
+        from iwm.models.vqvae.dream import LIVELY
+
         frames, count = start.frames, len(start.frames)
         if not 1 <= count <= self.context:
             raise DataError(f"frames: expected 1 to {self.context}, given {count}")
@@ -178,7 +182,9 @@ class Dreamer:
             )
         actions = np.array([self._places(known)], np.int64).reshape(1, count - 1)
         tensor = self.codec.tensor
-        return self.model.start(tensor(frames[None]), tensor(actions), seed=seed)
+        return self.model.start(
+            tensor(frames[None]), tensor(actions), seed=seed, temperature=LIVELY
+        )
 
     def step(self, dream: Any, action: str) -> Image:
         """The next frame of a dream.

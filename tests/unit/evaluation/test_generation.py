@@ -14,7 +14,7 @@ from toydreams import BLIND, COPYING, PERFECT, VOCABULARY
 from iwm.data.reader import ShardStore
 from iwm.errors import DataError
 from iwm.evaluation import controllability, generation, pixels
-from iwm.evaluation.frechet import frechet_distance
+from iwm.evaluation.frechet import frechet_distances
 from iwm.evaluation.inverse import train_reader
 from iwm.evaluation.latents import pixels as as_features
 from iwm.evaluation.optical_flow import horizontal_flow
@@ -137,10 +137,12 @@ def test_frechet_distance_of_a_set_to_itself_is_nothing() -> None:
     def features(images: torch.Tensor) -> torch.Tensor:
         return as_features(images)[:, ::16]
 
-    assert frechet_distance(frames, frames, features) == pytest.approx(0, abs=1e-3)
-    near = frechet_distance(noisy, frames, features)
-    far = frechet_distance(255 - frames, frames, features)
-    assert 1e-3 < near < far
+    sets = {"same": frames, "near": noisy, "far": 255 - frames}
+    found = frechet_distances(sets, frames, features)
+    assert found["same"] == pytest.approx(0, abs=1e-3)
+    assert 1e-3 < found["near"] < found["far"]
+    # The order of the sets, and what else is asked, change nothing.
+    assert frechet_distances({"near": noisy}, frames, features)["near"] == found["near"]
 
 
 def test_windows_are_whole_held_out_and_of_the_right_actions(shards: Path) -> None:

@@ -12,7 +12,14 @@ from iwm.errors import ModelError
 from iwm.models.vqvae.move import Moved, carry
 
 if TYPE_CHECKING:
-    from iwm.models.vqvae.dynamics import Past, TokenDynamics
+    from iwm.models.vqvae.dynamics import TokenDynamics
+    from iwm.models.vqvae.transformer import Past
+
+LIVELY = 0.5
+"""The temperature of dreams that are played in."""
+GUIDANCE = 1.5
+"""How far drawn dreams go from what would come under an unknown action towards what the action
+leads to; 1 is just there."""
 
 
 class Dream:
@@ -23,13 +30,19 @@ class Dream:
     carried along by the same movement that carries the tokens, and is left behind where the
     picture becomes another: so what stands still stays as sharp as it was seen.
 
+    At temperature 0 every token becomes its expected vector: the nearest in the mean, but what is
+    in doubt fades, and after some steps nothing is left that could be seen to move. Above 0 tokens
+    are drawn, where each comes from is chosen at the same temperature, and what the action changes
+    is overstated (classifier-free guidance, arXiv 2207.12598, against what would come if the
+    action were not known): pictures stay pictures, and do what they are told.
+
     Args:
         model: the dynamics.
         frame: the last real frame, uint8 [B, H, W, 3].
         vectors: its code vectors [B, d, h, w].
         past: of the frames before it.
         generator: draws, when ``temperature`` is above 0.
-        temperature: 0 takes each token's expected vector.
+        temperature: see above.
     """
 
     def __init__(
@@ -63,11 +76,34 @@ class Dream:
                 f"actions have shape {list(actions.shape)}, the dream has {len(self.vectors)} rows"
             )
         asked = model.known(actions).unsqueeze(1)
-        features, self._past = model.features(self.vectors.unsqueeze(1), asked, self._past)
-        logits, moved = model.tell(features, self.vectors)
+        logits, moved = self._guided(asked) if self._temperature else self._plain(asked)
         self.vectors, self.tokens = choose(model, logits, self._generator, self._temperature)
         self._remainder = carry_remainder(model, self._remainder, moved, self.vectors)
         return model.tokenizer.render(self.vectors, self._remainder)
+
+    def _plain(self, asked: Tensor) -> tuple[Tensor, Moved]:
+        """Logits of the next frame and what it copies, under rows of the action table [B, 1]."""
+        model = self._model
+        features, self._past = model.features(self.vectors.unsqueeze(1), asked, self._past)
+        return model.tell(features, self.vectors)
+
+    def _guided(self, asked: Tensor) -> tuple[Tensor, Moved]:
+        """The same, away from what comes under an unknown action: both are told side by side."""
+        model, rows = self._model, len(asked)
+        both = torch.cat([asked, torch.full_like(asked, len(model.vocabulary))])
+        present = self.vectors.repeat(2, 1, 1, 1)
+        past = None if self._past is None else self._past.twice()
+        features, past = model.features(present.unsqueeze(1), both, past)
+        self._past = past.first(rows)
+        choices = torch.cat(_lead(model.move.choose(features))) / self._temperature
+        logits, moved = model.tell(features, present, choices)
+        return _lead(logits)[0], moved.first(rows)
+
+
+def _lead(told: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [2 * B, ...] of what was asked and of the unknown -> guided ones, and the latter."""
+    asked, unknown = told.chunk(2)
+    return unknown + GUIDANCE * (asked - unknown), unknown
 
 
 def choose(

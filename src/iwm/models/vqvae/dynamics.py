@@ -15,7 +15,6 @@ dynamics copy the present frame, and what moves is learned as movement.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -31,7 +30,7 @@ from iwm.models.vqvae.config import TokenDynamicsConfig
 from iwm.models.vqvae.dream import Dream
 from iwm.models.vqvae.layers import Residual
 from iwm.models.vqvae.move import Move, Moved, settle
-from iwm.models.vqvae.transformer import Block, Pair, SpaceBlock, TimeBlock
+from iwm.models.vqvae.transformer import Block, Pair, Past, SpaceBlock, TimeBlock
 from iwm.objectives.gather import Part
 from iwm.settings import parse, to_dict
 
@@ -47,16 +46,6 @@ class Windows(Protocol):
 
     images: Tensor
     action: Tensor
-
-
-@dataclass(frozen=True)
-class Past:
-    """What is kept of earlier frames: the last one's code vectors [B, d, h, w], and keys and
-    values of each block.
-    """
-
-    before: Tensor
-    pairs: tuple[Pair, ...]
 
 
 class TokenDynamics(nn.Module):
@@ -130,7 +119,7 @@ class TokenDynamics(nn.Module):
             frames: uint8 [B, T, H, W, 3], T >= 1.
             actions: int64 [B, T - 1]; ``actions[:, t]`` led from frame t to t + 1; -1: not known.
             seed: of what is drawn.
-            temperature: 0: each token's expected vector; above: tokens drawn at it.
+            temperature: 0: each token's expected vector; above: drawn, see :class:`Dream`.
 
         Raises:
             ModelError: shapes that do not fit, unknown actions, a temperature below 0.
@@ -240,13 +229,15 @@ class TokenDynamics(nn.Module):
         begin = max(0, pair[0].shape[3] - self.config.context + 1)
         return pair[0][:, :, :, begin:], pair[1][:, :, :, begin:]
 
-    def tell(self, features: Tensor, present: Tensor) -> tuple[Tensor, Moved]:
+    def tell(
+        self, features: Tensor, present: Tensor, choices: Tensor | None = None
+    ) -> tuple[Tensor, Moved]:
         """What features [M, detail, h, w] lead to from frames ``present`` [M, d, h, w].
 
         Returns:
-            Logits [M, h, w, sum(digits)], and what they copied.
+            Logits [M, h, w, sum(digits)], and what they copied (by ``choices``, if given).
         """
-        moved = self.move(features, present, self.tokenizer.quantiser)
+        moved = self.move(features, present, self.tokenizer.quantiser, choices)
         told = self.head(F.silu(self.finish(moved.features))).permute(0, 2, 3, 1)
         return told + moved.logits, moved
 

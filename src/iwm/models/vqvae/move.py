@@ -40,15 +40,22 @@ class Move(nn.Module):
         nn.init.normal_(self.choose.weight, std=0.1 / detail**0.5)
         nn.init.zeros_(self.trust.weight)
 
-    def forward(self, features: Tensor, present: Tensor, quantiser: Quantiser) -> Moved:
+    def forward(
+        self,
+        features: Tensor,
+        present: Tensor,
+        quantiser: Quantiser,
+        choices: Tensor | None = None,
+    ) -> Moved:
         """Copy.
 
         Args:
             features: [M, detail, h, w].
             present: code vectors [M, d, h, w] of the present frame.
             quantiser: knows the values of the digits.
+            choices: logits [M, near, h, w] to use instead of its own.
         """
-        shares = self.choose(features).float().softmax(1)
+        shares = (self.choose(features) if choices is None else choices).float().softmax(1)
         if not self.training:
             shares = settle(shares, 1)
         copied = carry(present, shares, self.reach)
@@ -72,6 +79,11 @@ class Moved:
     """Code vectors [M, d, h, w]."""
     shares: Tensor
     """[M, near, h, w]: of each token near by in what was copied, in order of rows."""
+
+    def first(self, count: int) -> Moved:
+        """Of the first frames."""
+        parts = (self.features, self.logits, self.copied, self.shares)
+        return Moved(*(part[:count] for part in parts))
 
 
 def settle(shares: Tensor, dim: int) -> Tensor:

@@ -12,12 +12,33 @@ position that the action chooses can say so in one step of learning.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values of earlier frames, [B, N, heads, P, width / heads]."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is kept of earlier frames: the last one's code vectors [B, d, h, w], and keys and
+    values of each block.
+    """
+
+    before: Tensor
+    pairs: tuple[Pair, ...]
+
+    def twice(self) -> Past:
+        """Of all rows, and once more of all rows."""
+        pairs = tuple((torch.cat([k, k]), torch.cat([v, v])) for k, v in self.pairs)
+        return Past(torch.cat([self.before, self.before]), pairs)
+
+    def first(self, rows: int) -> Past:
+        """Of the first rows."""
+        return Past(self.before[:rows], tuple((k[:rows], v[:rows]) for k, v in self.pairs))
 
 
 class Block(nn.Module):

@@ -122,6 +122,19 @@ def test_what_is_more_likely_than_not_is_taken_for_certain() -> None:
     assert torch.equal(settle(shares, 1), torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.3, 0.2]]))
 
 
+def test_where_tokens_come_from_may_be_told() -> None:
+    model = tiny_dynamics()
+    rows, columns = model.tokenizer.grid
+    down, across = model.config.reach
+    tokens = torch.randint(model.tokenizer.codebook_size, (2, rows, columns))
+    present = model.tokenizer.vectors(tokens)
+    choices = torch.zeros(2, (2 * down + 1) * (2 * across + 1), rows, columns)
+    choices[:, down * (2 * across + 1) + across + 1] = 9.0  # all from the right
+    features = torch.randn(2, model.config.detail, rows, columns)
+    copied = model.tell(features, present, choices)[1].copied
+    assert torch.equal(copied[..., :-1], present[..., 1:])
+
+
 def test_drawn_dreams_depend_on_their_seed_alone() -> None:
     model = tiny_dynamics()
     past, now = torch.tensor([[0]]), torch.tensor([[1, 2, 0]])
@@ -130,12 +143,23 @@ def test_drawn_dreams_depend_on_their_seed_alone() -> None:
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    likeliest, cold = (model.start(frames(1, 2), past, temperature=heat) for heat in (0.0, 1e-4))
-    likeliest.step(now[:, 0])
-    cold.step(now[:, 0])
-    assert likeliest.tokens is not None
-    assert cold.tokens is not None
-    assert torch.equal(cold.tokens, likeliest.tokens)
+    cold = [model.dream(frames(1, 2), past, now, seed=seed, temperature=1e-4) for seed in (3, 4)]
+    assert torch.equal(*cold)
+
+
+def test_an_unknown_action_is_no_guide() -> None:
+    """Guidance is away from it: what comes is what is told, drawn."""
+    model = tiny_dynamics()
+    dream = model.start(frames(2, 2), torch.tensor([[0], [1]]), temperature=1e-4)
+    vectors, past = dream.vectors, dream._past
+    dream.step(torch.tensor([-1, 2]))
+    known = model.known(torch.tensor([-1, 2])).unsqueeze(1)
+    features = model.features(vectors.unsqueeze(1), known, past)[0]
+    logits = model.tell(features, vectors, 1e4 * model.move.choose(features))[0]
+    assert dream.tokens is not None
+    same = dream.tokens.eq(model.likeliest(logits))
+    assert same[0].all()
+    assert not same[1].all()
 
 
 def test_actions_lead_to_other_frames() -> None:
