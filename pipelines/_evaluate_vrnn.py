@@ -10,15 +10,28 @@ from typing import Any
 import numpy as np
 
 from iwm.config import Params
+from iwm.data.batch import Batch
 from iwm.data.reader import ShardStore
 from iwm.errors import ConfigError
 from iwm.evaluation import aime
 from iwm.evaluation.aime_pictures import draw
 from iwm.evaluation.statistics import Figure
 from iwm.files import write_json
+from iwm.training.config import TrainConfig
 from pipelines._trained import load_fitting_model
 
 QUANTILES = (0.5, 0.95, 0.99)
+ALIKE = (
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "window",
+    "recordings",
+    "seed",
+    "precision",
+    "optim",
+)
+"""What a model's training and its twin's have in common, beside the model."""
 
 
 def measure(
@@ -31,22 +44,12 @@ def measure(
         if name not in params.train:
             raise ConfigError(f"evaluate.{phase}: train.{name} is not in params.yaml")
     model, single = (load_fitting_model(name, params, store).eval() for name in (phase, twin))
-    one, other = params.train[phase], params.train[twin]
-    alike = ("epochs", "batch_size", "window", "recordings", "seed", "optim")
-    if unlike := [name for name in alike if getattr(one, name) != getattr(other, name)]:
+    if unlike := _unlike(params.train[phase], params.train[twin]):
         raise ConfigError(
-            f"evaluate.{phase}: train.{twin}.{unlike[0]} differs from train.{phase}.{unlike[0]}; "
+            f"evaluate.{phase}: train.{twin}.{unlike} differs from train.{phase}.{unlike}; "
             f"bounds compare priors only where all else is alike"
         )
-    held = aime.held_out_windows(
-        store,
-        config.split,
-        window=one.window,
-        recordings=one.recordings,
-        vocabulary=model.vocabulary,
-        count=config.vrnn.windows,
-        batch_size=config.batch_size,
-    )
+    held = _windows(store, params, phase, model, config.vrnn.windows, config.batch_size)
     figures = aime.measure(
         model,
         single,
@@ -62,8 +65,36 @@ def measure(
         folder / "calibration.json",
         {"kl_z": {str(q): float(np.quantile(surprise, q)) for q in QUANTILES}},
     )
-    draw(model, held[0], folder, horizon=config.vrnn.horizon, seed=config.seed)
+    [shown] = _windows(store, params, phase, model, 3, 3)
+    draw(model, shown, folder, horizon=config.vrnn.horizon, seed=config.seed)
     return figures, list(_lines(figures))
+
+
+def _unlike(one: TrainConfig, other: TrainConfig) -> str | None:
+    """A setting, but for the number of components, in which two trainings differ."""
+    for name in ALIKE:
+        if getattr(one, name) != getattr(other, name):
+            return name
+    for name in sorted({*one.model, *other.model} - {"max_components"}):
+        if one.model.get(name) != other.model.get(name):
+            return f"model.{name}"
+    return None
+
+
+def _windows(
+    store: ShardStore, params: Params, phase: str, model: Any, count: int, batch_size: int
+) -> list[Batch]:
+    """``count`` windows, spread over the held-out play."""
+    trained = params.train[phase]
+    return aime.held_out_windows(
+        store,
+        params.evaluate[phase].split,
+        window=trained.window,
+        recordings=trained.recordings,
+        vocabulary=model.vocabulary,
+        count=count,
+        batch_size=batch_size,
+    )
 
 
 def _lines(figures: dict[str, Any]) -> Iterator[str]:

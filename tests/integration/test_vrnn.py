@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from iwm.config import resolve_profile, write_params
+from iwm.config import merge, resolve_profile, write_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,9 +118,18 @@ def test_both_priors_are_trained_and_held_against_each_other(checkout: Path) -> 
     assert "champion" in registered.stdout
     imagines_from_the_registry(checkout)
 
-    params = yaml.safe_load((checkout / "params.yaml").read_text())
-    params["train"]["vrnn-single"]["seed"] = 5
-    (checkout / "params.yaml").write_text(yaml.safe_dump(params))
-    refused = stage(checkout, "evaluate", "vrnn")
-    assert refused.returncode == 1
-    assert "train.vrnn-single.seed differs from train.vrnn.seed" in refused.stderr.splitlines()[-1]
+    path = checkout / "params.yaml"
+    for change, name in (
+        ({"seed": 5}, "seed"),
+        ({"model": {"loss": {"sigma": 0.5}}}, "model.loss"),
+    ):
+        params = yaml.safe_load(path.read_text())
+        twin = params["train"]["vrnn-single"]
+        path.write_text(
+            yaml.safe_dump(merge(params, {"train": {"vrnn-single": merge(twin, change)}}))
+        )
+        refused = stage(checkout, "evaluate", "vrnn")
+        path.write_text(yaml.safe_dump(params))
+        assert refused.returncode == 1
+        said = refused.stderr.splitlines()[-1]
+        assert f"train.vrnn-single.{name} differs from train.vrnn.{name}" in said

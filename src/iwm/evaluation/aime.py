@@ -241,7 +241,7 @@ def open_loop(
         ahead = actions[:, known - 1 : known - 1 + horizon]
         arms = [
             model.imagine(state, chosen, "mean").frames
-            for chosen in (ahead, ahead[torch.randperm(len(ahead), generator=shuffle)])
+            for chosen in (ahead, ahead[_others(len(ahead), shuffle)])
         ]
         for row, episode in enumerate(episodes):
             last, true = frames[row, known - 1], frames[row, known:]
@@ -259,6 +259,12 @@ def open_loop(
         if scores[name]
     }
     return {**figures.pop(""), **figures}
+
+
+def _others(count: int, generator: torch.Generator) -> Tensor:
+    """For each of ``count`` rows another one, at random: [count]; a single row has no other."""
+    order = torch.randperm(count, generator=generator)
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def _arms(scores: Array, episodes: Array, resamples: int) -> dict[str, Figure]:

@@ -41,7 +41,7 @@ def draw(
 
     Args:
         model: in eval mode.
-        batch: held-out windows longer than ``horizon``.
+        batch: held-out windows longer than ``horizon``, of which some are shown.
         folder: where the PNG files go.
         horizon: steps imagined.
         rows: windows shown.
@@ -54,12 +54,15 @@ def draw(
     from matplotlib import colormaps
 
     batch = batch.to(next(model.parameters()).device)
-    actions = model.action_vectors(batch.action, batch.action_vector)
+    # Neighbours look alike: windows from the batch's beginning to its end.
+    spread = np.unique(np.linspace(0, len(batch.images) - 1, rows).round().astype(int)).tolist()
+    images = batch.images[spread]
+    actions = model.action_vectors(batch.action, batch.action_vector)[spread]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        outputs = model.forward_sequence(batch.images, actions, batch.done)
+        outputs = model.forward_sequence(images, actions, batch.done[spread])
     frames, made = outputs["observations"], outputs["reconstructions"]
-    rows, length = min(rows, len(frames)), frames.shape[1]
+    rows, length = len(spread), frames.shape[1]
     shown = np.unique(np.linspace(0, length - 1, columns).round().astype(int)).tolist()
     titles = [f"frame {t}" for t in shown]
     paths = [
@@ -80,13 +83,14 @@ def draw(
     labels = ["seen", *(f"slot {slot}" for slot in range(len(colours)))]
     strips([seen, *glowing], titles, paths[1], labels)
 
-    use = _responsibilities(outputs)[:rows].flatten(0, 1)
+    use = _responsibilities(outputs).flatten(0, 1)
     title = f"Responsibility of components over {rows} windows of {length} frames"
-    areas(use.cpu().numpy(), title, paths[2])
+    marks = [length * row for row in range(1, rows)]
+    areas(use.cpu().numpy(), title, paths[2], name="component", marks=marks)
 
     known = length - horizon
-    state = model.observe(batch.images[:rows, :known], actions[:rows, : known - 1])
-    ahead = actions[:rows, known - 1 : known - 1 + horizon]
+    state = model.observe(images[:, :known], actions[:, : known - 1])
+    ahead = actions[:, known - 1 : known - 1 + horizon]
     imagined = model.imagine(state, ahead, "mean").frames
     assert imagined is not None
     blank = np.full((*frames.shape[-2:], 3), 255, np.uint8)

@@ -148,12 +148,35 @@ def bars(panels: dict[str, dict[str, dict[str, Any]]], path: Path, columns: int 
     _save(figure, path)
 
 
-def areas(shares: Array, title: str, path: Path, x: str = "frame") -> None:
-    """Shares that sum to one, [T, K], as areas on top of one another over time."""
-    figure, axes = _figure(8, 2.8)
-    axes.stackplot(range(len(shares)), shares.T)
+def areas(
+    shares: Array, title: str, path: Path, *, name: str = "", marks: Sequence[float] = ()
+) -> None:
+    """Shares that sum to one, [T, K], as areas on top of one another over frames.
+
+    Args:
+        shares: one column each area.
+        title: of the picture.
+        path: of the PNG file.
+        name: what a column is; those with a share worth seeing are named by it and their number.
+        marks: frames before which a new sequence begins.
+    """
+    from matplotlib import colormaps
+
+    figure, axes = _figure(9, 2.8)
+    labels = [
+        f"{name} {k}" if name and mean > 0.02 else f"_{k}" for k, mean in enumerate(shares.mean(0))
+    ]
+    colours = [colormaps["tab20"]((2 * k) % 20 + k // 10) for k in range(shares.shape[1])]
+    axes.stackplot(
+        range(len(shares)), shares.T, step="mid", colors=colours, labels=labels, linewidth=0
+    )
+    for mark in marks:
+        axes.axvline(mark - 0.5, color=INK, linewidth=1, linestyle="--")
+    axes.set_xlim(-0.5, len(shares) - 0.5)
     axes.set_ylim(0, 1)
-    _plain(axes, title, x, "share")
+    if name:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False)
+    _plain(axes, title, "frame", "share")
     _save(figure, path)
 
 

@@ -25,7 +25,7 @@ from iwm.evaluation.aime import (
     reconstruction_quality,
 )
 from iwm.evaluation.aime_pictures import draw
-from iwm.models.aime.imagine import Imagined
+from iwm.models.aime.imagine import Imagined, State
 
 
 def moving(batch: int = 6, length: int = 6, seed: int = 0) -> Batch:
@@ -120,6 +120,27 @@ def test_a_model_that_copies_gains_nothing_over_copying(monkeypatch: pytest.Monk
     monkeypatch.setattr(model, "imagine", knowing)
     found = open_loop(model, [batch], horizon=8)
     assert found["gain"]["mean"] == pytest.approx(20, abs=0.1)  # a tenth of the error
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_wrong_actions_are_never_a_windows_own(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny().eval(), moving(count, length=4)
+    asked: list[torch.Tensor] = []
+
+    def imagine(state: Any, actions: torch.Tensor, how: str) -> Imagined:
+        asked.append(actions)
+        return Imagined(state.z, state.z, state.z, state.maps, batch.images[:, 2:] / 255, state)
+
+    monkeypatch.setattr(model, "imagine", imagine)
+    monkeypatch.setattr(model, "observe", lambda *_: State(*[torch.zeros(1)] * 5))
+    names = torch.arange(count)[:, None].expand(-1, 4)
+    monkeypatch.setattr(model, "action_vectors", lambda *_: names[..., None].float())
+    for seed in range(5):
+        asked.clear()
+        open_loop(model, [batch], horizon=2, seed=seed)
+        true, wrong = (found[:, 0, 0] for found in asked)
+        assert (true != wrong).all()
+        assert sorted(wrong.tolist()) == true.tolist()
 
 
 def test_windows_too_short_and_still_ones_are_refused() -> None:

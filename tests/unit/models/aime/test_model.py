@@ -61,7 +61,13 @@ def test_the_defaults_are_the_source_documents() -> None:
         "hidden_dim": 512,
         "max_components": 15,
     }
-    assert config["attention_config"]["num_slots"] == 5
+    assert config["n_lstm_layers"] == 1
+    assert config["use_orthogonal"] is True
+    attention, perceiver = config["attention_config"], config["perceiver_config"]
+    assert (attention["num_slots"], attention["slot_dim"]) == (5, 64)
+    assert (perceiver["codebook_size"], perceiver["context_dim"]) == (256, 256)
+    assert config["encoder_config"]["base_channels"] == 32
+    assert config["decoder_config"]["base_channels"] == 32
     assert config["perceiver_config"]["commitment"] == 0.25
     loss = config["loss"]
     assert (loss["beta"], loss["lambda_recon"], loss["lambda_att_dyn"]) == (1.0, 1.0, 0.1)
