@@ -33,6 +33,7 @@ from iwm.gameplay.index import (
     QUARANTINE_SCHEMA,
     RECORDINGS_FILE,
     described,
+    split_counts,
 )
 from iwm.gameplay.schema import NO_ACTION, Recording
 from iwm.gameplay.splits import split_of
@@ -50,18 +51,18 @@ def write_index(folder: Path, hours: float, recordings: int, seed: int = 0) -> i
     frames = int(hours * 3600 * FPS) // recordings
     (folder / FRAMES_FOLDER).mkdir(parents=True)
     facts: dict[str, Any] = {}
-    rows: dict[str, pa.Table] = {}
+    counts: dict[str, Any] = {}
     with Progress("index", frames * recordings, "rows") as progress:
         for number in range(recordings):
             name = f"session_{number:03d}"
             table = _rows(name, frames, np.random.default_rng([seed, number]))
             pq.write_table(table, folder / FRAMES_FOLDER / f"{name}.parquet", compression="zstd")
             facts[name] = to_dict(_recording(name))
-            rows[name] = table.select(["status", "split", "episode"])
+            counts[name] = split_counts(table)
             progress.advance(frames)
     aside = QUARANTINE_SCHEMA.empty_table()
     pq.write_table(aside, folder / QUARANTINE_FILE)
-    write_json(folder / RECORDINGS_FILE, described(facts, rows, aside))
+    write_json(folder / RECORDINGS_FILE, described(facts, counts, aside))
     return frames * recordings
 
 

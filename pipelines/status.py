@@ -37,7 +37,7 @@ def collect(service: str, flows: str) -> dict[str, Any]:
         **tracked,
         "bento": _read(Path("artifacts/package.json")).get("tag"),
         "service": _service(service),
-        "flows": _flows(flows),
+        "flows": last_flows(flows),
         "errors": errors,
     }
 
@@ -159,7 +159,8 @@ def _service(url: str) -> dict[str, Any]:
     }
 
 
-def _flows(url: str) -> dict[str, Any]:
+def last_flows(url: str) -> dict[str, Any]:
+    """Whether Prefect answers at ``url``, and its last flow runs."""
     import httpx
 
     found: dict[str, Any] = {"url": url, "status": "does not answer", "runs": []}

@@ -65,13 +65,13 @@ QUARANTINE_SCHEMA = pa.schema(
 
 
 def described(
-    recordings: Mapping[str, Any], rows: Mapping[str, pa.Table], quarantine: pa.Table
+    recordings: Mapping[str, Any], counts: Mapping[str, Any], quarantine: pa.Table
 ) -> dict[str, Any]:
     """``recordings.json``.
 
     Args:
         recordings: name -> metadata.
-        rows: name -> rows with ``status``, ``split`` and ``episode``.
+        counts: name -> :func:`split_counts` of its rows.
         quarantine: rows of QUARANTINE_SCHEMA.
 
     Returns:
@@ -84,13 +84,17 @@ def described(
     return {
         "version": INDEX.current,
         "recordings": dict(recordings),
-        "counts": {name: counts(table) for name, table in rows.items()},
+        "counts": dict(counts),
         "set_aside": aside,
     }
 
 
-def counts(table: pa.Table) -> dict[str, dict[str, int]]:
-    """Good frames, and episodes that hold one, of each split."""
+def split_counts(table: pa.Table) -> dict[str, dict[str, int]]:
+    """Good frames, and episodes that hold one, of each split.
+
+    Args:
+        table: rows of one recording, with ``status``, ``split`` and ``episode``.
+    """
     good = table.filter(pc.equal(table["status"], "ok")).select(["split", "episode"])
     found = {}
     for split in SPLITS:

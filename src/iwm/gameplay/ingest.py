@@ -36,6 +36,7 @@ from iwm.gameplay.index import (
     SPLITS,
     described,
     read_table,
+    split_counts,
     write_table,
 )
 from iwm.gameplay.measure import MEASURE_SCHEMA, OK, Survey, measure, printable, survey
@@ -109,7 +110,7 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
     (out_dir / RECORDINGS_FILE).unlink(missing_ok=True)
     summary = IngestSummary()
     metadata: dict[str, Any] = {}
-    rows: dict[str, pa.Table] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     with make_executor(cfg) as executor:
         jobs, unusable = _survey_all(executor, folders, cfg)
         quarantine += unusable
@@ -119,7 +120,7 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
         for job, table in _measured(executor, jobs, out_dir, cfg, summary):
             quarantine += _quarantine_rows(data_dir, job, table)
             _count(summary, job.name, table, cfg)
-            rows[job.name] = table.select(["status", "split", "episode"])
+            counts[job.name] = split_counts(table)
     for row in quarantine:
         if row["recording"] not in metadata:
             summary.frames += row["frames"]
@@ -137,7 +138,7 @@ def ingest(data_dir: Path, out_dir: Path, cfg: IngestConfig) -> IngestSummary:
             f"no episode of any recording falls into split {name}: record more episodes, "
             "or change ingest.split.salt"
         )
-    write_json(out_dir / RECORDINGS_FILE, described(metadata, rows, aside))
+    write_json(out_dir / RECORDINGS_FILE, described(metadata, counts, aside))
     return summary
 
 

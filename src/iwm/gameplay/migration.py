@@ -12,7 +12,14 @@ from typing import Any
 
 from iwm.errors import DataError
 from iwm.files import read_json, write_json, write_text
-from iwm.gameplay.index import FRAMES_FOLDER, INDEX, QUARANTINE_FILE, RECORDINGS_FILE, described
+from iwm.gameplay.index import (
+    FRAMES_FOLDER,
+    INDEX,
+    QUARANTINE_FILE,
+    RECORDINGS_FILE,
+    described,
+    split_counts,
+)
 from iwm.gameplay.schema import RECORDING, RECORDING_FILE, SEAL_FILE, read_recording, sums
 
 
@@ -87,11 +94,12 @@ def migrate_index(folder: Path, *, write: bool = True) -> int | None:
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: not readable: {' '.join(str(error).split())}") from None
 
-    rows = {
-        name: table(folder / FRAMES_FOLDER / f"{name}.parquet", "status", "split", "episode")
+    columns = ("status", "split", "episode")
+    counts = {
+        name: split_counts(table(folder / FRAMES_FOLDER / f"{name}.parquet", *columns))
         for name in sorted(recordings)
     }
     aside = table(folder / QUARANTINE_FILE, "recording", "frames")
     if write:
-        write_json(path, described(recordings, rows, aside))
+        write_json(path, described(recordings, counts, aside))
     return found
