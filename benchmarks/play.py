@@ -26,7 +26,9 @@ from typing import Any
 GOAL_FRAMES_A_SECOND = 15.0
 TURNS = {"turn_left": 1, "turn_right": -1}
 """Action -> which way the picture moves: 1 is to the right."""
-STARTS, HELD = 12, 4
+STARTS, HELD = 24, 8
+STRIDE = 997
+"""Held-out frames from one start to the next, counted round: a prime, to come by every game."""
 
 
 @contextmanager
@@ -71,6 +73,8 @@ class Visitor:
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
+        self.caption = ""
+        """Of the start of the last reset."""
 
     def _picture(self) -> Any:
         import numpy as np
@@ -84,9 +88,10 @@ class Visitor:
     def reset(self, place: int) -> Any:
         """The last real frame of a start."""
         self._socket.send(json.dumps({"do": "reset", "place": place}))
-        started = json.loads(self._socket.recv())
-        if "error" in started:
-            raise RuntimeError(started["error"])
+        answer = json.loads(self._socket.recv())
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        self.caption = str(answer["started"]["caption"])
         return self._picture()
 
     def step(self, action: str) -> Any:
@@ -114,23 +119,25 @@ def speed(visitor: Visitor, actions: list[str], frames: int) -> dict[str, float]
     }
 
 
-def turning(visitor: Visitor, action: str) -> dict[str, float]:
-    """Mean shift of the picture in pixels a frame while ``action`` is held, and the share of
-    starts from which it goes the right way.
+def turning(visitor: Visitor, action: str) -> dict[str, Any]:
+    """Mean shift of the picture in pixels a frame while ``action`` is held, the share of starts
+    from which it goes the right way, and the shift from each by its caption.
     """
     import numpy as np
 
     from iwm.evaluation.optical_flow import horizontal_flow
 
-    way, shifts = TURNS[action], []
+    way, shifts = TURNS[action], dict[str, float]()
     for place in range(STARTS):
-        frames = [visitor.reset(97 * place), *(visitor.step(action) for _ in range(HELD))]
-        shifts.append(float(horizontal_flow(np.stack(frames[:-1]), np.stack(frames[1:])).mean()))
-    right = [way * shift > 0 for shift in shifts]
+        frames = [visitor.reset(STRIDE * place), *(visitor.step(action) for _ in range(HELD))]
+        flow = horizontal_flow(np.stack(frames[:-1]), np.stack(frames[1:]))
+        shifts[f"{place}: {visitor.caption}"] = round(float(flow.mean()), 2)
+    right = [way * shift > 0 for shift in shifts.values()]
     return {
-        "mean_shift": round(float(np.mean(shifts)), 2),
+        "mean_shift": round(float(np.mean(list(shifts.values()))), 2),
         "share_right_way": round(float(np.mean(right)), 3),
         "starts": STARTS,
+        "shifts": shifts,
     }
 
 
@@ -172,8 +179,8 @@ def main() -> None:
     )
     for action, turn in found["turns"].items():
         print(
-            f"{action} held: the picture moves {turn['mean_shift']:+.2f} pixels a frame; the right "
-            f"way from {turn['share_right_way']:.0%} of {turn['starts']} held-out starts"
+            f"{action} held for {HELD} frames: the picture moves {turn['mean_shift']:+.2f} pixels "
+            f"a frame; the right way from {turn['share_right_way']:.0%} of {turn['starts']} starts"
         )
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

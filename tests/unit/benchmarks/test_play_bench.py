@@ -17,7 +17,7 @@ class Painted:
         rng = np.random.default_rng(0)
         small = rng.integers(0, 256, (8, 32, 3)).astype(np.float64)
         self.room = np.repeat(np.repeat(small, 8, 0), 8, 1).astype(np.uint8)
-        self.moves, self.at, self.steps = moves, 0, 0
+        self.moves, self.at, self.steps, self.caption = moves, 0, 0, "a room"
 
     def reset(self, place: int) -> Any:
         self.at = place
@@ -41,7 +41,7 @@ def test_it_tells_which_way_a_view_turns(moves: dict[str, int], share: float) ->
         found = turning(Painted(moves), action)  # type: ignore[arg-type]
         assert found["share_right_way"] == share
         assert found["mean_shift"] == pytest.approx(way * (6 if share else -6), abs=1)
-        assert found["starts"] == STARTS
+        assert found["starts"] == len(found["shifts"]) == STARTS
 
 
 def test_it_counts_frames() -> None:
