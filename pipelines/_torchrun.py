@@ -116,7 +116,9 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    from iwm import logs
     from iwm.errors import one_line_errors
 
     with one_line_errors():
+        logs.configure("train", sys.argv[-1])
         main(sys.argv[1:])

@@ -14,6 +14,8 @@ from iwm.monitoring import catalogue as c
 from iwm.monitoring.board import Board, folder
 
 KILLED = "killed"
+_OBSERVER = "IWM_OBSERVER"
+"""Process id of what observes the stage, for those below it."""
 
 
 STAGES = (
@@ -37,19 +39,25 @@ def observed(stage: str, phase: str = "") -> Iterator[None]:
     """Count and time a stage's run; results are done, failed, stopped and killed.
 
     A run that ended without a word, by SIGKILL or with the machine, is counted as killed when
-    the stage is started next. Of several processes on one stage the first is observed.
+    the stage is started next. A training of several processes counts once.
     """
-    if folder() is None or stage not in STAGES or os.environ.get("RANK", "0") != "0":
+    rank, above = os.environ.get("RANK"), os.environ.get(_OBSERVER)
+    # torchrun takes the place of the process that began, and the first rank goes on for it; where
+    # torchrun is a process of its own, the one that started it observes.
+    goes_on = rank == "0" and above == str(os.getppid())
+    watched = rank not in (None, "0") or (rank == "0" and above is not None and not goes_on)
+    if folder() is None or stage not in STAGES or watched:
         yield
         return
     board = Board(f"stage_{stage}_{phase}" if phase else f"stage_{stage}")
     board.take_up((c.STAGE_RUNS, c.STAGE_RUNNING, c.STAGE_SECONDS, c.STAGE_SUCCESS))
-    if board.get(c.STAGE_RUNNING, stage, phase):
+    if board.get(c.STAGE_RUNNING, stage, phase) and not goes_on:
         board.add(c.STAGE_RUNS, stage, phase, KILLED)
     began, clock = time.time(), time.monotonic()
     board.set(c.STAGE_STARTED, began, stage, phase)
     board.set(c.STAGE_RUNNING, 1, stage, phase)
     board.write()
+    os.environ[_OBSERVER] = str(os.getpid())
     result = "failed"
     try:
         yield
@@ -61,6 +69,7 @@ def observed(stage: str, phase: str = "") -> Iterator[None]:
         result = "stopped"
         raise
     finally:
+        del os.environ[_OBSERVER]
         board.add(c.STAGE_RUNS, stage, phase, result)
         board.set(c.STAGE_RUNNING, 0, stage, phase)
         board.set(c.STAGE_SECONDS, time.monotonic() - clock, stage, phase)

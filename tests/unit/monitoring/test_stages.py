@@ -78,6 +78,31 @@ def test_a_killed_run_is_counted_when_the_stage_is_started_next() -> None:
     assert board.get(c.STAGE_RUNS, "train", "core", "done") == 1
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_training_of_several_processes_counts_once(replaced: bool) -> None:
+    """torchrun in the place of the process that began, or beside it."""
+    rank = "from iwm.monitoring.stages import observed\nwith observed('train', 'core'): pass"
+    torchrun = (
+        "import os, subprocess, sys\n"
+        "for rank in '01':\n"
+        f"    command = [sys.executable, '-c', {rank!r}]\n"
+        "    subprocess.run(command, env={**os.environ, 'RANK': rank}, check=True)\n"
+    )
+    how = "os.execv(sys.executable, command)" if replaced else "subprocess.run(command, check=True)"
+    program = (
+        "import os, subprocess, sys\n"
+        "from iwm.monitoring.stages import observed\n"
+        "with observed('train', 'core'):\n"
+        f"    command = [sys.executable, '-c', {torchrun!r}]\n"
+        f"    {how}\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    board = left("stage_train_core")
+    assert board.get(c.STAGE_RUNS, "train", "core", "done") == 1
+    assert board.get(c.STAGE_RUNS, "train", "core", "killed") is None
+    assert board.get(c.STAGE_RUNNING, "train", "core") == 0
+
+
 def test_other_commands_and_other_ranks_are_not_counted(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
