@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from types import TracebackType
@@ -67,13 +67,20 @@ def as_json(environ: Mapping[str, str] = os.environ) -> bool:
     return chosen == "json"
 
 
-def without_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """``text`` without user names and passwords in addresses, nor the values of variables whose
-    names say that they are secret.
-    """
-    for name, value in environ.items():
-        if len(value) >= _SECRET_LENGTH and _SECRET.search(name.upper()):
-            text = text.replace(value, "***")
+def secrets_of(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The values of variables whose names say that they are secret, the longest first."""
+    found = {
+        value
+        for name, value in environ.items()
+        if len(value) >= _SECRET_LENGTH and _SECRET.search(name.upper())
+    }
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def without_secrets(text: str, known: Iterable[str]) -> str:
+    """``text`` without what is ``known`` to be secret, nor names and passwords in addresses."""
+    for value in known:
+        text = text.replace(value, "***")
     return _USERINFO.sub("://", text)
 
 
@@ -115,7 +122,9 @@ class JsonFormatter(logging.Formatter):
         from pythonjsonlogger.json import JsonFormatter as Formatter
 
         super().__init__()
-        self._fields = dict(fields or {})
+        # Both take longer to look up than a line takes to write.
+        self._fields = {"version": version("iwm"), **(fields or {})}
+        self._secrets = secrets_of()
         self._json = Formatter(json_ensure_ascii=False)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -131,16 +140,15 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": _name(record.levelno),
             "logger": record.name,
-            "message": without_secrets(line),
+            "message": without_secrets(line, self._secrets),
             "run_id": os.environ.get(RUN_ID),
-            "version": version("iwm"),
             **self._fields,
             **{key: value for key, value in vars(record).items() if key in EXTRA},
         }
         if values["run_id"] is None:  # a server is no run
             del values["run_id"]
         if raised:
-            values["exception"] = without_secrets(raised)
+            values["exception"] = without_secrets(raised, self._secrets)
         return str(self._json.jsonify_log_record(values))
 
 
