@@ -129,6 +129,7 @@ def build(folder: Path, tag: str, card: dict[str, Any], home: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
+            start_new_session=True,  # a leash ends its whole group
         )
     finally:
         os.close(reading)
