@@ -34,7 +34,7 @@ class Strong:
 
 
 RUNS = {
-    "doom": Strong("strong-doom", "doom-tiny", ("action", "vrnn")),
+    "doom": Strong("strong-doom", "doom-tiny", ("action", "vrnn", "vqvae", "vqvae-dynamics")),
     "freeway": Strong("strong-freeway", "freeway-tiny"),
     "minigrid": Strong("strong-minigrid", "minigrid-tiny"),
 }
