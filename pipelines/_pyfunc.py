@@ -10,6 +10,8 @@ model:
   the actions' numbers in its vocabulary, int64 (one that takes more than names: action vectors,
   float32 ``[B, N, A]``), the first T - 1 of them taken between the frames; what it imagines after
   the others, uint8 ``[B, N - T + 1, h, w, 3]``.
+- a critic of permanence: ``{"before": uint8 [B, 2, H, W, 3], "after": uint8 [B, H, W, 3]}``; the
+  log odds that what each cell showed is gone, float32 ``[B, h, w]``.
 - a world model on vectors: ``{"state": [B, S], "actions": [B, K, A]}``; the states after each
   action, float32 ``[B, K, S]``.
 """
@@ -101,6 +103,26 @@ def _imagined(folder: Path) -> Callable[[Any], Array]:
     return answer
 
 
+def _missed(folder: Path) -> Callable[[Any], Array]:
+    import torch
+
+    from iwm.models.registry import load_model
+    from iwm.serving.preprocess import Preprocess
+
+    model = load_model(folder)
+    fit = Preprocess.of_model(model)
+
+    def answer(given: Any) -> Array:
+        before, after = (np.asarray(given[name], np.uint8) for name in ("before", "after"))
+        earlier = np.stack([[fit(frame) for frame in frames] for frames in before])
+        later = np.stack([fit(frame) for frame in after])
+        shown = torch.from_numpy(earlier).permute(0, 1, 4, 2, 3)
+        told: Array = model.vanished(shown, torch.from_numpy(later).permute(0, 3, 1, 2)).numpy()
+        return told
+
+    return answer
+
+
 def _foretold(folder: Path) -> Callable[[Any], Array]:
     import torch
 
@@ -122,6 +144,7 @@ ANSWERS: dict[str, Callable[[Path], Callable[[Any], Array]]] = {
     "vqvae": _rebuilt,
     "vqvae-dynamics": _rebuilt,
     "vrnn": _imagined,
+    "permanence": _missed,
     "embodied": _foretold,
 }
 

@@ -18,6 +18,7 @@ EVALUATIONS = {
     "iwm": "pipelines._evaluate_image",
     "action": "pipelines._evaluate_action",
     "embodied": "pipelines._evaluate_embodied",
+    "permanence": "pipelines._evaluate_permanence",
     "vqvae": "pipelines._evaluate_vqvae",
     "vqvae-dynamics": "pipelines._evaluate_token_dynamics",
     "vrnn": "pipelines._evaluate_vrnn",

@@ -79,6 +79,12 @@ def _signature(folder: Path) -> Any:
             actions = floats(3, "actions")
         imagined = TensorSpec(np.dtype("uint8"), (-1, -1, -1, -1, 3))
         return ModelSignature(inputs=Schema([windows, actions]), outputs=Schema([imagined]))
+    if kind == "permanence":
+        before, after = (
+            TensorSpec(np.dtype("uint8"), (-1,) * dimensions + (-1, -1, 3), name)
+            for dimensions, name in ((2, "before"), (1, "after"))
+        )
+        return ModelSignature(inputs=Schema([before, after]), outputs=Schema([floats(3)]))
     if kind == "embodied":
         taken = Schema([floats(2, "state"), floats(3, "actions")])
         return ModelSignature(inputs=taken, outputs=Schema([floats(3)]))

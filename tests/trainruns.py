@@ -78,6 +78,17 @@ TOKENS: dict[str, Any] = {
         "depth": 2,
     },
 }
+PERMANENCE: dict[str, Any] = {
+    **{key: value for key, value in VALUES.items() if key != "model"},
+    "model": {
+        "name": "permanence",
+        "image_size": [64, 64],
+        "width": 16,
+        "match": 8,
+        "head": 16,
+    },
+    "window": 3,
+}
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -1,4 +1,6 @@
-"""Tokenizers and token dynamics in the registry: no calibration, a tokenizer beside the weights."""
+"""Models of pictures in the registry: tokenizers and token dynamics (no calibration, a tokenizer
+beside the weights), the critic of permanence.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ TOKENIZER = {
 FIGURES = {
     "vqvae": "reconstruction.psnr",
     "vqvae-dynamics": "sequence.context_4.k10.gain_copy_last",
+    "permanence": "removal.model",
 }
 
 
@@ -41,6 +44,8 @@ def _passed(root: Path, phase: str) -> None:
     torch.manual_seed(0)
     if phase == "vqvae":
         model = create_model("vqvae", **TOKENIZER)
+    elif phase == "permanence":
+        model = create_model("permanence", image_size=[32, 32], width=16, match=8, head=16)
     else:
         model = create_model(
             "vqvae-dynamics", image_size=[32, 32], vocabulary=["left", "right"],
@@ -69,7 +74,7 @@ def _passed(root: Path, phase: str) -> None:
 def test_generative_models_are_registered_whole(checkout: Path) -> None:
     import mlflow
 
-    for phase in FIGURES:
+    for phase in ("vqvae", "vqvae-dynamics"):
         _passed(checkout, phase)
         result = register(phase)
         assert (result["model"], result["alias"]) == (f"iwm-{phase}", "champion")
@@ -84,6 +89,23 @@ def test_generative_models_are_registered_whole(checkout: Path) -> None:
         images = np.random.default_rng(0).integers(0, 256, (2, 48, 40, 3), np.uint8)
         rebuilt = mlflow.pyfunc.load_model(where).predict(images)
         assert (rebuilt.shape, rebuilt.dtype) == ((2, 32, 32, 3), np.uint8)
+
+
+def test_a_critic_is_registered_with_its_scale(checkout: Path) -> None:
+    import mlflow
+
+    _passed(checkout, "permanence")
+    with pytest.raises(ModelError, match=r"calibration\.json: not found"):
+        register("permanence")
+    scale = checkout / "artifacts/evaluation/permanence/calibration.json"
+    write_json(scale, {"scale": 2.5, "threshold": 2.0})
+    assert register("permanence")["alias"] == "champion"
+    where = "models:/iwm-permanence@champion"
+    folder = Path(mlflow.artifacts.download_artifacts(where)) / "artifacts/model"
+    assert (folder / "calibration.json").read_bytes() == scale.read_bytes()
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 48, 40, 3), np.uint8)
+    told = mlflow.pyfunc.load_model(where).predict({"before": images[:, :2], "after": images[:, 2]})
+    assert (told.shape, told.dtype) == ((2, 8, 8), np.float32)
 
 
 def test_models_that_need_a_calibration_still_do(checkout: Path) -> None:

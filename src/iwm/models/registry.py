@@ -19,6 +19,7 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "iwm": ("iwm.models.iwm", "create", "IWM"),
     "action": ("iwm.models.action", "create", "ActionIWM"),
     "embodied": ("iwm.models.embodied.model", "create", "WorldModel"),
+    "permanence": ("iwm.models.permanence", "create", "ObjectPermanence"),
     "vqvae": ("iwm.models.vqvae.autoencoder", "create", "VQVAE"),
     "vqvae-dynamics": ("iwm.models.vqvae.dynamics", "create", "TokenDynamics"),
     "vrnn": ("iwm.models.aime.model", "create", "DPGMMVariationalRecurrentAutoencoder"),

@@ -71,7 +71,7 @@ def test_a_run_leaves_a_model_its_history_and_its_record(undisturbed: Path) -> N
 
 @pytest.mark.parametrize(
     "base",
-    [runs.VALUES, runs.ACTION, runs.VQVAE, runs.TOKENS],
+    [runs.VALUES, runs.ACTION, runs.VQVAE, runs.TOKENS, runs.PERMANENCE],
     ids=lambda base: base["model"]["name"],
 )
 def test_the_golden_curve(base: dict[str, Any], tiny_store: ShardStore, tmp_path: Path) -> None:
