@@ -49,7 +49,7 @@ class Host:
             )
 
     def run(
-        self, *words: str, cwd: Path, environ: Mapping[str, str], timeout: float = 400
+        self, *words: str, cwd: Path, environ: Mapping[str, str], timeout: float = 1000
     ) -> subprocess.CompletedProcess[str]:
         """Run ``python words`` to its end."""
         return subprocess.run(

@@ -23,7 +23,7 @@ from iwm.gameplay.config import RecordConfig, RecordPlan
 from iwm.gameplay.record import record
 from iwm.training.tracking import read_history
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
 PORT = 8786
