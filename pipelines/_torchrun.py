@@ -9,11 +9,21 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from iwm.errors import ClusterError
 
 PORT = 29500
 """Where the first host is met unless a port is named."""
+_LOOK_S = 1.0
+_REAPED_S = 20.0
+"""torchrun sees within a second that a process of its own has ended, unless it is stuck."""
+_GRACE_S = 20.0
 
 
 def arguments(phase: str, processes: int, nodes: int = 1, head: str | None = None) -> list[str]:
@@ -78,17 +88,14 @@ def main(words: Sequence[str]) -> None:
         ClusterError: hosts did not meet, lost each other, or a process was killed.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    parent = None
     if words[:1] == ["--parent"]:
-        from iwm.gameplay.executor import end_with_parent
-
-        end_with_parent(int(words[1]))
-        words = words[2:]
+        parent, words = int(words[1]), words[2:]
+    threading.Thread(target=_look_after, args=(parent,), daemon=True).start()
     from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
-
-    from iwm.errors import ClusterError
 
     # torchrun's own lines are about itself; what happened is said here and by its processes.
     for name in list(logging.root.manager.loggerDict):
@@ -113,6 +120,54 @@ def main(words: Sequence[str]) -> None:
             f"torchrun: the hosts do not meet, or one was lost ({reason[:160]}); is the first "
             "one up, and was it started within the last minute?"
         ) from None
+
+
+def _look_after(parent: int | None) -> None:
+    """End this process where torchrun cannot.
+
+    Beyond a cut link it waits for the first host's store without a bound, deaf to signals, and
+    sees neither its own processes end nor its parent.
+    """
+    waiting = 0.0
+    while True:
+        time.sleep(_LOOK_S)
+        if parent is not None and os.getppid() != parent:
+            _end(_children())
+            os._exit(ClusterError.exit_code)
+        ended = [pid for pid in _children() if _is_zombie(pid)]
+        waiting = waiting + _LOOK_S if ended else 0.0
+        if waiting > _REAPED_S:
+            found = os.waitid(os.P_PID, ended[0], os.WEXITED | os.WNOWAIT)
+            code = found.si_status if found is not None else 1
+            _end(_children())
+            os._exit(code if found is not None and found.si_code == os.CLD_EXITED else 128 + code)
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(word) for word in path.read_text().split()]
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
+def _end(processes: Sequence[int]) -> None:
+    """Ask them to save and end; after a while, no more asking."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + _GRACE_S
+        while number == signal.SIGTERM and time.monotonic() < deadline:
+            if all(_is_zombie(pid) for pid in processes):
+                return
+            time.sleep(_LOOK_S / 2)
 
 
 if __name__ == "__main__":
