@@ -155,14 +155,20 @@ def test_the_key_shows_nowhere(
     assert caught.value.__cause__ is None
 
 
-def test_the_loop_never_waits_beyond_its_budget(server: FakeChat) -> None:
-    server.script, server.delay_s = ["slow"], 30.0
-    aside = BackgroundReasoner(chat(server, timeout_s=30), budget_s=0.05)
+@pytest.mark.parametrize(
+    "how", ["slow", "drip", "busy", "malformed", "cut", "unfinished", "broken", "no_answer", "key"]
+)
+def test_the_loop_never_waits_beyond_its_budget(server: FakeChat, how: str) -> None:
+    """Whatever the server does: the rule answers, and nobody asks again soon."""
+    server.script, server.delay_s, server.retry_after = [how] * 100, 30.0, "30"
+    slow = chat(server, key="sk-wrong" if how == "key" else KEY, timeout_s=30)
+    aside = BackgroundReasoner(slow, budget_s=0.05, pause_s=60)
     begun = time.monotonic()
     verdicts = [aside.reason(question(step)) for step in range(20)]
     assert time.monotonic() - begun < 5
     assert {verdict.source for verdict in verdicts} == {"heuristic"}
     assert aside.counts["asked"] == 1  # one question at a time
+    assert aside.counts["answered"] == 0
     server.released.set()
 
 

@@ -23,6 +23,7 @@ def test_a_trial_in_small(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found["arms"]) == {"silent", "bit", "intention"}
     for row in found["arms"].values():
         assert row["success"]["n"] == 40
+        assert row["success"]["mean"] <= row["agents_in_time"] <= 1
         shares = list(row["by_slack"].values())
         assert shares == sorted(shares)
         assert shares[0] == pytest.approx(row["success"]["mean"])
@@ -31,4 +32,5 @@ def test_a_trial_in_small(capsys: pytest.CaptureFixture[str]) -> None:
     assert -1 <= found["intention_minus_silent"]["mean"] <= 1
     table([found])
     printed = capsys.readouterr().out
+    assert "agents at work when" in printed
     assert "goal: intentions win 95% of games on 6x2" in printed

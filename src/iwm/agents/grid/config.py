@@ -44,7 +44,7 @@ class LearnConfig:
 
     games: Positive = 128
     """Games of one update, all new."""
-    updates: Positive = 150
+    updates: Positive = 60
     width: Positive = 32
     """Of the network."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3

@@ -1,7 +1,7 @@
 """What agents tell each other, and what a receiver makes of it.
 
-The arms differ in nothing else. All of them fill the same inputs of the same network; what an arm
-does not tell stays zero:
+The arms differ in nothing else: all of them have the same network, for which what an arm does not
+tell is unknown or zero:
 
 * ``silent``: nothing;
 * ``bit``: one bit an agent and round, whose meaning is learned;
@@ -9,7 +9,8 @@ does not tell stays zero:
   :class:`~iwm.agents.intention.IntentionCompressor` compresses it: at most 49 bytes of text;
 * ``full``: where the agent is, what it goes for and how sure it is, uncompressed: the upper bound.
 
-A message of one round is heard in the next.
+A message of one round is heard by all in the next, by the sender too: what everybody knows that
+everybody has heard is what they can agree on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,33 +29,35 @@ from iwm.agents.intention import IntentionCompressor
 Arm = Literal["silent", "bit", "intention", "full"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
-_KINDS = 6
-HEARD = 2 * _KINDS
-"""Numbers of an (agent, task) pair that come from messages."""
 SLOTS = 15
 """Other agents whose bits can be told apart."""
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What an agent makes of the messages of the last round."""
+class Plans:
+    """What one round's messages say that agents are about."""
 
-    pairs: Tensor
-    """``[B, N, K, HEARD]``."""
-    slots: Tensor
-    """``[B, N, SLOTS]``: the others' bits, -1 or 1; 0 where there is none."""
+    start: Tensor
+    """int64 ``[B, N]``: the cell where the way begins."""
+    end: Tensor
+    """int64 ``[B, N]``: the cell where it ends."""
+    confidence: Tensor
+    """``[B, N]``."""
+
+    def a_step_later(self, imagination: Imagination) -> Plans:
+        """The same plans after their first steps: a message is a round old when it is heard."""
+        first = imagination.action[self.start, self.end]
+        return Plans(imagination.after[self.start, first], self.end, self.confidence)
 
 
 @dataclass(frozen=True)
-class Plans:
-    """What the others are believed to be about, as one round's messages say."""
+class Heard:
+    """What all agents have of the messages of the round before."""
 
-    start: Tensor
-    """int64 ``[B, N, 2]``: where the way begins."""
-    end: Tensor
-    """int64 ``[B, N, 2]``: where it ends."""
-    confidence: Tensor
-    """``[B, N]``."""
+    plans: Plans | None
+    """As of now; ``None``: nobody tells plans."""
+    bits: Tensor | None
+    """``[B, N]``, -1 or 1; ``None``: nobody says bits."""
 
 
 class IntentionBook:
@@ -76,7 +78,7 @@ class IntentionBook:
         self._compressor = IntentionCompressor(codec)
         self.texts: list[str] = []
         """Every intention so far, once."""
-        self._read = torch.full((size**2, size**2, self.LEVELS + 1, 5), -1.0)
+        self._read = torch.full((size**2, size**2, self.LEVELS + 1, 3), -1.0)
 
     def write(self, cell: Tensor, goal: Tensor, confidence: Tensor) -> list[str]:
         """The messages of agents in cells ``[M]`` that go for the cells ``goal [M]``."""
@@ -88,16 +90,13 @@ class IntentionBook:
             for way, place, how in zip(ways, places, confidence.tolist(), strict=True)
         ]
 
-    def exchange(self, cell: Tensor, goal: Tensor, confidence: Tensor) -> Tensor:
+    def exchange(self, cell: Tensor, goal: Tensor, confidence: Tensor) -> Plans:
         """Compress plans and read them again.
 
         Args:
             cell: int64 ``[B, N]``, where the sender is.
             goal: int64 ``[B, N]``, where it goes.
             confidence: ``[B, N]`` in [0, 1].
-
-        Returns:
-            ``[B, N, 5]``: column and row of the start, of the goal, and the confidence, as read.
         """
         level = (confidence * self.LEVELS).round().long()
         missing = self._read[cell, goal, level, 0] < 0
@@ -107,58 +106,35 @@ class IntentionBook:
             texts = self.write(here, there, how / self.LEVELS)
             self.texts += texts
             self._read[here, there, how] = self.read(texts)
-        return self._read[cell, goal, level]
+        start, end, sure = self._read[cell, goal, level].unbind(-1)
+        return Plans(start.long(), end.long(), sure)
 
     def read(self, texts: list[str]) -> Tensor:
-        """Column and row of the start, of the goal, and the confidence, as told: ``[M, 5]``."""
-        told = []
-        for text in texts:
-            intention = self._compressor.decompress(text)
-            assert intention.trajectory is not None
+        """Start cell, goal cell and confidence, as told: ``[M, 3]``.
+
+        The plan is a picture of the way, some cells off here and there. The reader imagines the
+        ways to the goal from everywhere, and takes the one that the picture is nearest to.
+        """
+        size = self.imagination.size
+        said = [self._compressor.decompress(text) for text in texts]
+        goals, ways_told = [], []
+        for intention in said:
             assert isinstance(intention.goal, tuple)
-            start = np.clip(np.round(intention.trajectory[0]), 0, self.imagination.size - 1)
-            told.append([*start.tolist(), *intention.goal, intention.confidence or 0.0])
-        return torch.tensor(told)
-
-
-def nearness(steps: Tensor, size: int) -> Tensor:
-    """Steps as the network gets them: 0 across half the grid, 1 for four fewer."""
-    return (size - steps) / 4
-
-
-def hear(
-    plans: Plans | None, bits: Tensor | None, tasks: Tensor, steps: Tensor, size: int
-) -> Heard:
-    """What every agent makes of the others' messages.
-
-    Args:
-        plans: of the round before; ``None``: nothing was said of plans.
-        bits: ``[B, N]``, -1 or 1; ``None``: no bits.
-        tasks: int64 ``[B, K, 2]``.
-        steps: int64 ``[B, N, K]``, the hearer's own imagined way to every task.
-        size: cells along a side.
-    """
-    games, agents, count = steps.shape
-    pairs = torch.zeros(games, agents, count, HEARD)
-    slots = torch.zeros(games, agents, SLOTS)
-    if bits is not None:
-        others = [[j for j in range(agents) if j != i] for i in range(agents)]
-        slots = torch.cat((bits[:, others], slots[..., agents - 1 :]), -1)
-    if plans is not None:
-        # [B, N (sender), K]: does it go for the task, and how far is it from there by now?
-        claim = (plans.end[:, :, None] == tasks[:, None]).all(-1)
-        away = (plans.start[:, :, None] - tasks[:, None]).abs().sum(-1)
-        near = nearness(away, size)
-        alone = torch.stack(
-            (claim.float(), claim * near, claim * plans.confidence[..., None], near), -1
-        )
-        # With the hearer, [B, N (hearer), N (sender), K]: when could both be there?
-        meet = nearness(torch.maximum(away[:, None], steps[:, :, None]), size)
-        both = torch.stack((meet, claim[:, None] * meet), -1)
-        told = torch.cat((alone[:, None].expand(-1, agents, -1, -1, -1), both), -1)
-        told = told * ~torch.eye(agents, dtype=torch.bool)[:, :, None, None]
-        pairs = torch.cat((told.amax(2), told.sum(2) / 4), -1)
-    return Heard(pairs, slots)
+            assert intention.trajectory is not None
+            ways_told.append(torch.from_numpy(intention.trajectory))
+            column, row = intention.goal
+            goals.append(int(row) * size + int(column))
+        told = torch.zeros(len(texts), 3)
+        everywhere = torch.arange(size**2)
+        for goal in sorted(set(goals)):
+            which = [one for one, at in enumerate(goals) if at == goal]
+            ways = self.imagination.imagine(everywhere, torch.full_like(everywhere, goal))
+            pictures = torch.stack([ways_told[one] for one in which])
+            apart = torch.cdist(pictures.flatten(1), ways.flatten(1).float())
+            told[which, 0] = apart.argmin(1).float()
+            told[which, 1] = float(goal)
+            told[which, 2] = torch.tensor([said[one].confidence or 0.0 for one in which])
+        return told
 
 
 class Channel:
@@ -182,26 +158,21 @@ class Channel:
         """
         if self.arm in ("silent", "bit"):
             return None
-        goal = goal_of(sight, target)
+        cell = cell_of(sight.position, self.size)
+        goal = cell_of(goal_of(sight, target), self.size)
         if self.arm == "full":
-            return Plans(sight.position, goal, confidence)
-        cell, to = cell_of(sight.position, self.size), cell_of(goal, self.size)
-        told = self.book.exchange(cell, to, confidence.detach())
-        ends = told[..., :4].long()
-        return Plans(ends[..., :2], ends[..., 2:], told[..., 4])
+            return Plans(cell, goal, confidence.detach())
+        return self.book.exchange(cell, goal, confidence.detach())
 
-    def bits(self, logit: Tensor, *, training: bool) -> Tensor | None:
+    def bits(self, logit: Tensor) -> Tensor | None:
         """The bits said, -1 or 1 ``[B, N]``; gradients pass as through a hyperbolic tangent.
 
-        While training the logits get logistic noise, so that a bit is tried both ways (DIAL,
-        arXiv 1605.06676).
+        Receivers' gradients reach the speakers, as in DIAL (arXiv 1605.06676), but without its
+        noise: a bit that is said at random while training is one that nobody learns to heed.
         """
         if self.arm != "bit":
             return None
-        if training:
-            uniform = torch.rand_like(logit).clamp(1e-6, 1 - 1e-6)
-            logit = logit + uniform.logit()
-        soft = torch.tanh(logit / 2)
+        soft = torch.tanh(logit)
         hard = torch.where(logit < 0, -1.0, 1.0)
         return hard + soft - soft.detach()
 

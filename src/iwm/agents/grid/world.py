@@ -125,9 +125,35 @@ def pairings(agents: int) -> Tensor:
     return torch.tensor(split(list(range(agents))))
 
 
-def assignment(
-    position: Tensor, tasks: Tensor, target: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+@lru_cache
+def pair_numbers(agents: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs by number, the lower agent first.
+
+    Returns:
+        Number int64 ``[N, N]`` of the pair of two agents (0 on the diagonal, which is none), the
+        members ``[2, N (N - 1) / 2]`` of every pair, and the pairs ``[P, N / 2]`` of every pairing.
+    """
+    members = torch.triu_indices(agents, agents, 1)
+    number = torch.zeros(agents, agents, dtype=torch.int64)
+    number[members[0], members[1]] = torch.arange(members.shape[1])
+    number = number + number.T
+    pairs = pairings(agents)
+    return number, members, number[pairs[..., 0], pairs[..., 1]]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the central planner would have agents do."""
+
+    task: Tensor
+    """int64 ``[B, N]``: the task of each."""
+    partner: Tensor
+    """int64 ``[B, N]``: whom each meets there."""
+    moves: Tensor
+    """int64 ``[B]``: until the last pair is at work."""
+
+
+def assignment(position: Tensor, tasks: Tensor, target: Tensor | None = None) -> Assignment:
     """The central planner, who sees everything: the pairs and tasks that are at work soonest.
 
     Exact: every pair's best task, then the best of all pairings. The last pair counts. Of plans
@@ -138,27 +164,24 @@ def assignment(
         position: int64 ``[B, N, 2]``.
         tasks: int64 ``[B, K, 2]``.
         target: int64 ``[B, N]``, the tasks that agents go for now, if they do.
-
-    Returns:
-        Task numbers int64 ``[B, N]``, and moves needed int64 ``[B]``.
     """
     games, agents = position.shape[:2]
     walk = (position[:, :, None] - tasks[:, None]).abs().sum(-1)
     follows = torch.zeros_like(walk)
     if target is not None:
         follows = (target[..., None] == torch.arange(tasks.shape[1])).long()
-    pairs = pairings(agents)
-    left, right = torch.triu_indices(agents, agents, 1)  # every pair once, the lower number first
+    _, (left, right), of_pairing = pair_numbers(agents)
     moves = torch.maximum(walk[:, left], walk[:, right])
     taste = walk[:, left] + walk[:, right] - 200 * follows[:, left] - 100 * follows[:, right]
     best, where = (1000 * moves + taste).min(-1)
     least = moves.gather(2, where[..., None])[..., 0]
-    number = torch.zeros(agents, agents, dtype=torch.int64)
-    number[left, right] = torch.arange(len(left))
-    of_pairing = number[pairs[..., 0], pairs[..., 1]]  # [P, N / 2], numbers of pairs
     last = least[:, of_pairing].amax(-1)
     chosen = (1_000_000 * last + best[:, of_pairing].sum(-1)).argmin(1)
-    task = torch.empty(games, agents, dtype=torch.int64)
+    pairs = pairings(agents)[chosen]  # [B, N / 2, 2]
     picked = where.gather(1, of_pairing[chosen])
-    task.scatter_(1, pairs[chosen][..., 0], picked).scatter_(1, pairs[chosen][..., 1], picked)
-    return task, last[torch.arange(games), chosen]
+    task = torch.empty(games, agents, dtype=torch.int64)
+    partner = torch.empty_like(task)
+    for one, other in ((0, 1), (1, 0)):
+        task.scatter_(1, pairs[..., one], picked)
+        partner.scatter_(1, pairs[..., one], pairs[..., other])
+    return Assignment(task, partner, last[torch.arange(games), chosen])

@@ -38,7 +38,7 @@ def test_training_repeats() -> None:
 
 
 def test_games_are_won_against_the_planner() -> None:
-    played = Played(torch.tensor([10, 12, 13, -1]), torch.tensor([10, 10, 10, 10]))
+    played = Played(torch.tensor([10, 12, 13, -1]), torch.full((4,), 10), torch.ones(4))
     assert played.won().tolist() == [True, False, False, False]
     assert played.won(0.2).tolist() == [True, True, False, False]
     assert played.won(0.25).tolist() == [True, True, True, False]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iwm.agents.grid.config import GridConfig
-from iwm.agents.grid.world import MOVES, Games, assignment, pairings
+from iwm.agents.grid.world import MOVES, Games, assignment, pair_numbers, pairings
 from iwm.errors import ConfigError
 
 CONFIGS = st.builds(
@@ -74,13 +74,18 @@ def test_boards_differ_and_are_repeatable() -> None:
 def test_pairings() -> None:
     assert [len(pairings(agents)) for agents in (2, 4, 6, 10)] == [1, 3, 15, 945]
     assert (pairings(6).flatten(1).sort(1).values == torch.arange(6)).all()
+    number, members, of_pairing = pair_numbers(6)
+    assert (members[:, number[4, 1]] == torch.tensor([1, 4])).all()
+    found = members[:, of_pairing].permute(1, 2, 0)
+    assert (found == pairings(6).sort(-1).values).all()
 
 
 @settings(max_examples=20, deadline=None)
 @given(agents=st.sampled_from([2, 4]), tasks=st.integers(1, 5), seed=st.integers(0, 10**6))
 def test_the_planner_is_exact(agents: int, tasks: int, seed: int) -> None:
     games = Games(GridConfig(size=6, agents=agents, tasks=tasks), 4, seed)
-    chosen, moves = assignment(games.position, games.tasks)
+    planned = assignment(games.position, games.tasks)
+    chosen, moves = planned.task, planned.moves
     walk = (games.position[:, :, None] - games.tasks[:, None]).abs().sum(-1)
     for game in range(4):
         ways = [
@@ -97,16 +102,20 @@ def test_the_planner_is_exact(agents: int, tasks: int, seed: int) -> None:
         assert max(own) == moves[game]
         times = chosen[game].bincount()
         assert (times[times > 0] % 2 == 0).all(), "nobody is sent alone"
+    everybody = torch.arange(agents).expand(4, -1)
+    assert (planned.partner != everybody).all()
+    assert (planned.partner.gather(1, planned.partner) == everybody).all()
+    assert (chosen.gather(1, planned.partner) == chosen).all()
 
 
 def test_of_equal_plans_the_planner_takes_the_one_that_is_followed() -> None:
     position = torch.tensor([[[2, 0], [2, 4]]])
     tasks = torch.tensor([[[0, 2], [2, 2], [4, 2], [1, 2]]])
     for target, wanted in (([-1, -1], 1), ([1, 1], 1), ([3, 1], 1), ([0, 2], 1)):
-        assert assignment(position, tasks, torch.tensor([target]))[0].tolist() == [[wanted] * 2]
+        assert assignment(position, tasks, torch.tensor([target])).task.tolist() == [[wanted] * 2]
     level = torch.tensor([[[0, 2], [4, 2]]])
     for target, wanted in (([0, 1], 0), ([1, 0], 1), ([-1, 1], 1), ([1, 1], 1)):
-        assert assignment(position, level, torch.tensor([target]))[0].tolist() == [[wanted] * 2]
+        assert assignment(position, level, torch.tensor([target])).task.tolist() == [[wanted] * 2]
 
 
 @pytest.mark.parametrize(
