@@ -49,7 +49,3 @@ def test_each_seed_trains_both_priors_and_has_its_row(
             assert json.loads(report.read_text())["identity"]["train"]["seed"] == int(seed)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-4:]] == ["seed", "seed", "mean", "lowest"]
-
-    monkeypatch.setattr(sys, "argv", ["aime_seeds", *arguments[:4], "--held-out", "elsewhere"])
-    with pytest.raises(Exception, match="elsewhere"):
-        aime_seeds.main()
