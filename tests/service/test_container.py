@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tinymodel import VOCABULARY, write_action_model
 
+from pipelines._bentos import place
 from pipelines.package import build, lay_out
 
 # Packages that the Bento does not ask for, directly or not, are made impossible to import; then
@@ -95,12 +96,13 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
     context.mkdir()
     write_action_model(context / "model/action")
     lay_out(context)
+    home, card = scratch / "home", {"model": "iwm-action", "version": "1", "phase": "action"}
+    home.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENTOML_HOME", str(scratch / "home"))
         # Whatever the builder's own environment holds stays with the builder.
         patch.setenv("IWM_SERVICE_TOKEN", "a-secret-of-the-builder")
-        tag = build(context, "iwm", {"model": "iwm-action", "version": "1", "phase": "action"})
-    return scratch / "home/bentos" / tag.replace(":", "/")
+        build(context, "iwm:1", card, home)
+    return place("iwm:1", home)
 
 
 def test_the_dockerfile(bento: Path) -> None:

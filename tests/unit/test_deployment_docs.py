@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from iwm import logs
 from iwm.serving import config as serving
 
 TEXT = (Path(__file__).parents[2] / "docs/deployment.md").read_text()
@@ -42,5 +43,5 @@ def test_the_unit() -> None:
 
 
 def test_every_variable_is_one_that_the_service_reads() -> None:
-    known = {*serving._VARIABLES, "IWM_CORS_ORIGINS"}
+    known = {*serving._VARIABLES, "IWM_CORS_ORIGINS", logs.FORMAT}
     assert set(re.findall(r"IWM_[A-Z_]+", TEXT)) <= known
