@@ -25,7 +25,9 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt", "model": model})
+        # One entry: several stand in an order that differs from process to process, and the same
+        # weights would be other bytes.
+        save_file(contiguous, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors makes it private; a released model is not
     write_json(
         folder / CONFIG_FILE,
