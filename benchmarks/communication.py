@@ -58,7 +58,8 @@ def trial(
         seeds: policies of each arm.
         updates: of one policy.
         games: of one update; for larger teams in proportion fewer.
-        tests: boards that every policy plays.
+        tests: boards that every policy plays; teams of more than four play a fifth, since their
+            joint plans take much memory.
         arms: which.
     """
     import numpy as np
@@ -72,6 +73,7 @@ def trial(
     size, agents = (int(part) for part in board.split("x"))
     config = GridConfig(size=size, agents=agents, tasks=size * size // TASK_EVERY)
     batch = max(8, 2 * games // agents)
+    tests = tests if agents <= 4 else max(1, tests // 5)
     imagination, exact = imagination_of(config, LearnConfig())
     book = IntentionBook(imagination)
     rows: dict[str, Any] = {}
@@ -163,7 +165,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="policies of each arm")
     parser.add_argument("--updates", type=int, default=60, help="of one policy")
     parser.add_argument("--games", type=int, default=128, help="of one update, two agents")
-    parser.add_argument("--tests", type=int, default=1000, help="boards to play")
+    parser.add_argument("--tests", type=int, default=1000, help="boards to play; a fifth for teams of ten")
     parser.add_argument("--threads", type=int, default=1, help="of torch; the work is small")
     parser.add_argument("--quick", action="store_true", help="10x2, one seed, half of training")
     parser.add_argument("--json", type=Path, default=Path("reports/communication.json"))
