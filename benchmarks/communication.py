@@ -165,7 +165,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="policies of each arm")
     parser.add_argument("--updates", type=int, default=60, help="of one policy")
     parser.add_argument("--games", type=int, default=128, help="of one update, two agents")
-    parser.add_argument("--tests", type=int, default=1000, help="boards to play; a fifth for teams of ten")
+    parser.add_argument(
+        "--tests", type=int, default=1000, help="boards to play; a fifth for teams of ten"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch; the work is small")
     parser.add_argument("--quick", action="store_true", help="10x2, one seed, half of training")
     parser.add_argument("--json", type=Path, default=Path("reports/communication.json"))
