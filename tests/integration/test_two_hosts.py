@@ -184,24 +184,29 @@ def same_shards(one: Path, two: Path) -> None:
     assert contents(one / "artifacts/shards") == contents(two / "artifacts/shards")
 
 
+def checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A copy of this checkout without data; what its programs are told to use two hosts."""
+    from pipelines import _copy
+
+    monkeypatch.chdir(ROOT)
+    _copy.copy_checkout(folder)
+    for name in ("data.dvc", "dvc.lock"):
+        (folder / name).unlink(missing_ok=True)
+    return {
+        "IWM_NODES": "2",
+        "PYTHONPATH": f"{folder / 'src'}{os.pathsep}{folder}",
+        "BENTOML_HOME": str(folder / ".bentoml"),
+    }
+
+
 def test_the_graph_runs_over_both_hosts(
     cluster: Cluster, work: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`dvc repro`: ingest and shard by both hosts' workers, each training in two processes."""
-    from pipelines import _copy
-
     clone = work.parent / "clone"
-    monkeypatch.chdir(ROOT)
-    _copy.copy_checkout(clone)
-    for name in ("data.dvc", "dvc.lock"):
-        (clone / name).unlink(missing_ok=True)
+    environ = {**cluster.environ, **checkout(clone, monkeypatch)}
     shutil.copytree(work / "data", clone / "data")
     shutil.copy2(work / "params.yaml", clone)
-    environ = {
-        **cluster.environ,
-        "IWM_NODES": "2",
-        "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{clone}",
-    }
     one = cluster.hosts[0]
     targets = ("evaluate@core", "train@equivariant")
     for words in (["add", "-q", "data"], ["repro", *targets]):
@@ -215,6 +220,33 @@ def test_the_graph_runs_over_both_hosts(
     shutil.copy2(expected / "params.yaml", clone)
     done = one.run("-m", "dvc", "repro", *targets, cwd=clone, environ=ENVIRON)
     assert "Running stage" not in done.stdout, done.stdout
+
+
+@pytest.mark.timeout(7200)
+def test_the_whole_graph_runs_over_both_hosts(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smoke profile from recording to packages: every family trained, gated, registered."""
+    clone = tmp_path / "clone"
+    environ = {**cluster.environ, **checkout(clone, monkeypatch)}
+    use(clone, {"ingest": {"executor": "dask"}, "shard": {"executor": "dask"}})
+    one, two = cluster.hosts
+    done = one.run("-m", "pipelines.record", cwd=clone, environ=environ)
+    assert done.returncode == 0, done.stderr
+    log = tmp_path / "repro.log"
+    run = one.start("-m", "dvc", "repro", cwd=clone, log=log, environ=environ)
+    elsewhere = set[str]()
+    while run.poll() is None:
+        elsewhere |= {phase for pid in two.processes() if (phase := training(pid))}
+        time.sleep(0.5)
+    assert run.wait() == 0, log.read_text()
+    stages = yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
+    assert elsewhere == set(stages["train"]["foreach"])
+    gates = {file.stem for file in (clone / "reports/gates").glob("*.json")}
+    assert gates == set(stages["gate"]["matrix"]["phase"])
+    assert (clone / "artifacts/package.json").exists()
+    done = one.run("-m", "dvc", "repro", cwd=clone, environ=environ)
+    assert "up to date" in done.stdout, done.stdout + done.stderr
 
 
 def test_each_host_started_by_hand(hosts: tuple[Host, Host], work: Path, expected: Path) -> None:
@@ -275,7 +307,7 @@ def test_a_host_is_cut_off_in_the_middle_of_training(
     assert "lost" in one_line(log.read_text())
     assert not (work / "artifacts/models/core/training.json").exists()
     # No process of the training is left on either host; the scheduler and its workers are.
-    until(lambda: not [pid for host in cluster.hosts for pid in host.processes() if trains(pid)])
+    until(lambda: not [pid for host in cluster.hosts for pid in host.processes() if training(pid)])
     two.link("up")
     cluster.workers[two.namespace].wait(BOUND_S)
     cluster.work_on(two)  # as systemd does
@@ -312,12 +344,13 @@ def test_hosts_started_by_hand_lose_each_other(
     same_curve(expected, work)
 
 
-def trains(process: int) -> bool:
+def training(process: int) -> str | None:
+    """The phase that a process trains."""
     try:
-        words = Path(f"/proc/{process}/cmdline").read_bytes()
+        words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
     except OSError:
-        return False
-    return b"pipelines.train" in words
+        return None
+    return words[words.index("pipelines.train") + 1] if "pipelines.train" in words else None
 
 
 def cluster_workers(cluster: Cluster) -> list[str]:
