@@ -11,6 +11,7 @@ from iwm.data.reader import ShardStore
 from iwm.evaluation.action import evaluate
 from iwm.evaluation.action_pictures import draw
 from iwm.evaluation.play import read_play
+from iwm.evaluation.statistics import interval
 from iwm.files import write_json
 from pipelines._stage import BRANCHES
 from pipelines._trained import load_fitting_model
@@ -43,7 +44,7 @@ def _lines(metrics: dict[str, Any], latent_dim: int) -> Any:
         for mode, arms in modes.items():
             hit = arms["hit_at_1"]["mean"]
             yield (
-                f"counterfactual {name}, {mode.replace('_', ' ')}: {_interval(arms['model'])}, "
+                f"counterfactual {name}, {mode.replace('_', ' ')}: {interval(arms['model'])}, "
                 f"hit@1 {hit:.3f} (chance {arms['chance']['mean']:.3f}, "
                 f"copy last {arms['copy_last']['mean']:.3f})"
             )
@@ -54,19 +55,15 @@ def _lines(metrics: dict[str, Any], latent_dim: int) -> Any:
             f"{arm.replace('_', ' ')} {arms[arm]['mean']:.2f}"
             for arm in ("copy_last", "wrong_action", "no_action")
         )
-        yield f"rollout error at k = {key[1:]}: {_interval(arms['model'])} ({beside})"
+        yield f"rollout error at k = {key[1:]}: {interval(arms['model'])} ({beside})"
     arms = metrics["temporal"]["single"]
     yield (
-        f"temporal: {_interval(arms['model'])} (chance {arms['chance']['mean']:.3f}, "
+        f"temporal: {interval(arms['model'])} (chance {arms['chance']['mean']:.3f}, "
         f"copy last {arms['copy_last']['mean']:.3f})"
     )
     found = metrics["surprise"]["single"]
-    yield f"surprise, 95th percentile (2 wanted): {_interval(found['p95'])}"
+    yield f"surprise, 95th percentile (2 wanted): {interval(found['p95'])}"
     for name, figure in found["auroc"].items():
-        yield f"AUROC of {name.replace('_', ' ')}: {_interval(figure)}"
+        yield f"AUROC of {name.replace('_', ' ')}: {interval(figure)}"
     rank = metrics["collapse"]["effective_rank"]["mean"]
     yield f"effective rank: {rank:.1f} of {latent_dim}"
-
-
-def _interval(figure: dict[str, Any]) -> str:
-    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -12,6 +12,7 @@ from iwm.config import Params
 from iwm.data.reader import ShardStore
 from iwm.evaluation.dual import Held, compare, draw
 from iwm.evaluation.probes import Labelled
+from iwm.evaluation.statistics import interval
 from pipelines._evaluate_image import frames
 from pipelines._trained import load_fitting_model
 
@@ -53,7 +54,4 @@ def labelled(store: ShardStore, split: str, count: int) -> Labelled:
 
 
 def _words(figures: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
-        for name, one in figures.items()
-    )
+    return ", ".join(f"{name.replace('_', ' ')} {interval(one)}" for name, one in figures.items())

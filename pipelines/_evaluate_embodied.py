@@ -8,7 +8,7 @@ from typing import Any
 from iwm.agents.codec import TrajectoryCodec
 from iwm.config import Params
 from iwm.data.reader import ShardStore
-from iwm.evaluation.statistics import constant
+from iwm.evaluation.statistics import constant, interval
 from iwm.evaluation.trajectories import ARMS, calibration, figures, foretell
 from iwm.evaluation.trajectory_pictures import draw
 from iwm.files import write_json
@@ -52,20 +52,16 @@ def _lines(metrics: dict[str, Any], bound: float) -> Any:
     )
     yield (
         f"steps foretold within {bound:g} deviations: "
-        f"{_interval(metrics['accuracy'][model])} ({beside})"
+        f"{interval(metrics['accuracy'][model])} ({beside})"
     )
     for name, arms in metrics["accuracy_at"].items():
         errors = metrics["rmse_at"][name]
         yield (
-            f"k = {name[1:]}: {_interval(arms[model])}; RMSE "
+            f"k = {name[1:]}: {interval(arms[model])}; RMSE "
             + ", ".join(f"{arm.replace('_', ' ')} {errors[arm]['mean']:.3f}" for arm in ARMS)
         )
     told = metrics["uncertainty"]
     yield (
         f"RMSE expected {told['expected']['mean']:.3f}, measured {told['measured']['mean']:.3f}, "
-        f"rank correlation {_interval(told['correlation'])}"
+        f"rank correlation {interval(told['correlation'])}"
     )
-
-
-def _interval(figure: dict[str, Any]) -> str:
-    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -12,6 +12,7 @@ import torch
 from iwm.config import Params
 from iwm.data.reader import ShardStore
 from iwm.evaluation.core import Frames, draw, evaluate
+from iwm.evaluation.statistics import interval
 from iwm.files import write_json
 from pipelines._trained import load_fitting_model
 
@@ -37,9 +38,7 @@ def measure(
             for arm in ("chance", "identity", "null_action", "shuffled_action")
         )
         best = arms["model"]
-        lines.append(
-            f"{name}: {best['mean']:.3f} [{best['low']:.3f}, {best['high']:.3f}] ({beside})"
-        )
+        lines.append(f"{name}: {interval(best)} ({beside})")
     rank = evaluation.metrics["collapse"]["effective_rank"]["mean"]
     return evaluation.metrics, [*lines, f"effective rank: {rank:.1f} of {model.latent_dim}"]
 

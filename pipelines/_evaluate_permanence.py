@@ -10,6 +10,7 @@ from iwm.data.branches import load_branches
 from iwm.data.reader import ShardStore
 from iwm.evaluation.permanence import ARMS, draw, evaluate
 from iwm.evaluation.sequences import read_windows
+from iwm.evaluation.statistics import interval
 from iwm.files import write_json
 from pipelines._stage import BRANCHES
 from pipelines._trained import load_fitting_model
@@ -48,12 +49,8 @@ def measure(
 def _lines(metrics: dict[str, Any]) -> Any:
     parts = {"all": metrics["removal"], **metrics["removal_of"], **metrics["removal_by_size"]}
     for name, arms in parts.items():
-        found = ", ".join(f"{arm} {_interval(arms[arm])}" for arm in ARMS)
+        found = ", ".join(f"{arm} {interval(arms[arm])}" for arm in ARMS)
         yield f"AUROC of an object taken away, {name}: {found}"
     points = metrics["points"]
-    yield f"points at it: {_interval(points['model'])}, chance {points['chance']['mean']:.3f}"
-    yield f"ordinary play's 95th percentile (2 wanted): {_interval(metrics['p95'])}"
-
-
-def _interval(figure: dict[str, Any]) -> str:
-    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    yield f"points at it: {interval(points['model'])}, chance {points['chance']['mean']:.3f}"
+    yield f"ordinary play's 95th percentile (2 wanted): {interval(metrics['p95'])}"

@@ -11,6 +11,7 @@ from iwm.data.reader import ShardStore
 from iwm.evaluation.dreams import draw, evaluate, frozen_encoder, read
 from iwm.evaluation.latents import Encode
 from iwm.evaluation.sprites import Staged, stage
+from iwm.evaluation.statistics import interval
 from iwm.models.registry import load_model
 from iwm.training.distributed import choose_device
 from pipelines._stage import MODELS
@@ -74,41 +75,37 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
     for name, title in (("all", "next frame"), ("moving", "its moving pixels")):
         if arms := metrics["next_frame"][name]:
             yield (
-                f"{title}: {_interval(arms['model'])} dB, {_interval(arms['gain_copy_last'])} "
+                f"{title}: {interval(arms['model'])} dB, {interval(arms['gain_copy_last'])} "
                 f"above the last frame, {arms['tokenizer']['mean']:.2f} through the tokens alone"
             )
     arms = metrics["next_frame"]["tokens"]
-    yield f"tokens told right: {_interval(arms['model'])}, copied {_interval(arms['copy_last'])}"
+    yield f"tokens told right: {interval(arms['model'])}, copied {interval(arms['copy_last'])}"
     for name, steps in metrics["sequence"].items():
         for step in ("k1", "k5", "k10", "k30"):
             if step in steps:
                 yield (
-                    f"{name.replace('_', ' ')}, {step}: {_interval(steps[step]['model'])} dB, "
-                    f"{_interval(steps[step]['gain_copy_last'])} above the last frame, "
-                    f"{_interval(steps[step]['gain_unrelated'])} above an unrelated one"
+                    f"{name.replace('_', ' ')}, {step}: {interval(steps[step]['model'])} dB, "
+                    f"{interval(steps[step]['gain_copy_last'])} above the last frame, "
+                    f"{interval(steps[step]['gain_unrelated'])} above an unrelated one"
                 )
-        yield f"{name.replace('_', ' ')}, drift: {_interval(steps['drift']['model'])} dB"
+        yield f"{name.replace('_', ' ')}, drift: {interval(steps['drift']['model'])} dB"
     if frechet := metrics.get("frechet"):
         yield "Frechet distance: " + ", ".join(
             f"{arm.replace('_', ' ')} {figure['mean']:.2f}" for arm, figure in frechet.items()
         )
     for step, arms in metrics["actions"]["delta_psnr"].items():
         if step in ("k1", "k4", "k8"):
-            yield f"delta-PSNR at {step}: {_interval(arms['delta'])} dB"
+            yield f"delta-PSNR at {step}: {interval(arms['delta'])} dB"
     read = metrics["actions"]["inverse"]
     yield "actions read right: " + ", ".join(
-        f"{arm.replace('_', ' ')} {_interval(figure)}" for arm, figure in read.items()
+        f"{arm.replace('_', ' ')} {interval(figure)}" for arm, figure in read.items()
     )
     if turning := metrics.get("turning"):
         yield "apparent motion, pixels a frame: " + ", ".join(
-            f"{arm.replace('_', ' ')} {_interval(figure)}" for arm, figure in turning.items()
+            f"{arm.replace('_', ' ')} {interval(figure)}" for arm, figure in turning.items()
         )
     for step, found in metrics.get("truth", {}).items():
         for what, arms in found.items():
             yield f"{what} against the truth, {step}: " + ", ".join(
-                f"{arm.replace('_', ' ')} {_interval(figure)}" for arm, figure in arms.items()
+                f"{arm.replace('_', ' ')} {interval(figure)}" for arm, figure in arms.items()
             )
-
-
-def _interval(figure: dict[str, Any]) -> str:
-    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -8,6 +8,7 @@ from typing import Any
 from iwm.config import Params
 from iwm.data.reader import ShardStore
 from iwm.evaluation.reconstruction import draw, evaluate
+from iwm.evaluation.statistics import interval
 from pipelines._evaluate_image import frames
 from pipelines._trained import load_fitting_model
 
@@ -33,19 +34,15 @@ def measure(
     other, bare = found.metrics["jpeg"], found.metrics["jpeg_stream"]
     codebook, cost = found.metrics["codebook"], found.metrics["cost"]
     return found.metrics, [
-        f"PSNR {_interval(quality['psnr'])} dB, SSIM {_interval(quality['ssim'])}",
+        f"PSNR {interval(quality['psnr'])} dB, SSIM {interval(quality['ssim'])}",
         f"JPEG files in {other['bytes']['mean']:.0f} bytes, tokens in "
-        f"{cost['bits_per_image']['mean'] / 8:.0f}: PSNR {_interval(other['psnr'])} dB, so "
-        f"{_interval(other['gain_psnr'])} dB better",
-        f"JPEG with its header for nothing: PSNR {_interval(bare['psnr'])} dB, so "
-        f"{_interval(bare['gain_psnr'])} dB better",
-        f"codebook: {_interval(codebook['use'])} of it in use, "
+        f"{cost['bits_per_image']['mean'] / 8:.0f}: PSNR {interval(other['psnr'])} dB, so "
+        f"{interval(other['gain_psnr'])} dB better",
+        f"JPEG with its header for nothing: PSNR {interval(bare['psnr'])} dB, so "
+        f"{interval(bare['gain_psnr'])} dB better",
+        f"codebook: {interval(codebook['use'])} of it in use, "
         f"perplexity {codebook['perplexity']['mean']:.0f} of {model.codebook_size}",
-        f"{cost['parameters']['mean']:,.0f} parameters, {_interval(cost['ms_per_image'])} ms a "
+        f"{cost['parameters']['mean']:,.0f} parameters, {interval(cost['ms_per_image'])} ms a "
         f"picture, {cost['compression']['mean']:.1f} times smaller than raw pixels",
         f"LPIPS {found.metrics['notes']['lpips']}",
     ]
-
-
-def _interval(figure: dict[str, Any]) -> str:
-    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -15,7 +15,7 @@ from iwm.data.reader import ShardStore
 from iwm.errors import ConfigError
 from iwm.evaluation import aime
 from iwm.evaluation.aime_pictures import draw
-from iwm.evaluation.statistics import Figure
+from iwm.evaluation.statistics import interval
 from iwm.files import write_json
 from iwm.training.config import TrainConfig
 from pipelines._trained import load_fitting_model
@@ -100,17 +100,13 @@ def _windows(
 def _lines(figures: dict[str, Any]) -> Iterator[str]:
     bound, ahead = figures["elbo"], figures["open_loop"]
     yield (
-        f"held-out ELBO over a single Gaussian prior, nats a frame: {_interval(bound['gain'])} "
-        f"(in the KL of z {_interval(bound['gain_kl_z'])})"
+        f"held-out ELBO over a single Gaussian prior, nats a frame: {interval(bound['gain'])} "
+        f"(in the KL of z {interval(bound['gain_kl_z'])})"
     )
-    yield f"effective components: {_interval(figures['effective_components'])}"
+    yield f"effective components: {interval(figures['effective_components'])}"
     rebuilt = figures["reconstruction"]
-    yield f"reconstructions: {_interval(rebuilt['psnr'])} dB, SSIM {_interval(rebuilt['ssim'])}"
+    yield f"reconstructions: {interval(rebuilt['psnr'])} dB, SSIM {interval(rebuilt['ssim'])}"
     yield (
-        f"open loop over copying the last frame, moving pixels, dB: {_interval(ahead['gain'])}; "
-        f"over wrong actions {_interval(ahead['gain_wrong_action'])}"
+        f"open loop over copying the last frame, moving pixels, dB: {interval(ahead['gain'])}; "
+        f"over wrong actions {interval(ahead['gain_wrong_action'])}"
     )
-
-
-def _interval(figure: Figure) -> str:
-    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -10,6 +10,11 @@ Figure = dict[str, Any]
 """``{"mean": x, "low": l, "high": h, "n": n}``: one figure of a metrics report."""
 
 
+def interval(figure: Figure) -> str:
+    """A figure and its interval for people: ``0.857 [0.825, 0.890]``."""
+    return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
 def bootstrap_mean(
     values: np.ndarray[Any, Any],
     clusters: np.ndarray[Any, Any],
