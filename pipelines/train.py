@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipelines._stage import MODELS, SHARDS, run, share_processors
+from pipelines._stage import MODELS, REMOVALS, SHARDS, run, share_processors
 
 if TYPE_CHECKING:
     from iwm.config import Params
@@ -128,6 +128,8 @@ def _train_on_shards(phase: str, params: Params) -> Summary | None:
         trained_on = store.info.revision
         if config.init_from is not None:
             trained_on += f"+{_start_from(config.init_from, phase, model)}"
+        if config.removals:
+            trained_on += _take_away(model, phase, config.recordings)
         tracker = MlflowTracker(
             params.register.experiment,
             phase,
@@ -209,6 +211,19 @@ def _actions(
         vectors = store.action_vectors
         settings.setdefault("action_dim", 0 if vectors is None else vectors.shape[1])
     return tuple(settings["vocabulary"])
+
+
+def _take_away(model: Any, phase: str, recordings: tuple[str, ...] | None) -> str:
+    """Let a critic learn from what engines took away; what that adds to the data's revision."""
+    from iwm.data.removals import load_removals
+    from iwm.errors import ConfigError
+    from iwm.models.permanence import ObjectPermanence
+
+    if not isinstance(model, ObjectPermanence):
+        raise ConfigError(f"train.{phase}.removals: only the model permanence learns from them")
+    found = load_removals(REMOVALS, recordings)
+    model.learn_from(found)
+    return "".join(f"+{each.digest()}" for each in found)
 
 
 def _tokenizer(earlier: str | None, phase: str) -> dict[str, Any]:

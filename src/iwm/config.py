@@ -28,7 +28,7 @@ from iwm.errors import ConfigError
 from iwm.evaluation.config import EvaluateConfig, Rule
 from iwm.evaluation.control_config import ControlConfig
 from iwm.files import write_text
-from iwm.gameplay.config import BranchConfig, IngestConfig, RecordConfig
+from iwm.gameplay.config import BranchConfig, IngestConfig, RecordConfig, RemovalConfig
 from iwm.settings import parse, settings
 from iwm.training.config import TrainConfig
 
@@ -98,6 +98,7 @@ class Params:
     gate: dict[str, tuple[Rule, ...]]
     control: dict[str, ControlConfig] = field(default_factory=dict)
     trajectories: dict[str, TrajectoryPlan] = field(default_factory=dict)
+    removals: RemovalConfig = RemovalConfig()
     register: RegisterConfig = RegisterConfig()
     package: PackageConfig = PackageConfig()
 

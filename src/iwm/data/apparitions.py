@@ -1,11 +1,12 @@
 """Apparitions: objects that are put into three frames of play where the game had none.
 
-What vanishes from one frame of real play to the next cannot be had as training data without
-the game's engine. It can be pretended: an object is put into two frames, moved a little as the
-view moves, and not into the third. So that seams do not give it away, others are put into all
-three; into the last alone, as what comes into view; or into the middle one alone, as a flash
-that goes by rights. And so that strangeness does not either, objects are cut out of other
-frames of the same play: what stands out there from its surroundings, along its own outline.
+What vanishes from one frame of real play to the next can be had as training data only from the
+game's engine (:mod:`iwm.data.removals`). Without one it can be pretended: an object is put into
+two frames, moved a little as the view moves, and not into the third. So that seams do not give
+it away, others are put into all three; into the last alone, as what comes into view; or into the
+middle one alone, as a flash that goes by rights. And so that strangeness does not either, objects
+are cut out of other frames of the same play: what stands out there from its surroundings, along
+its own outline.
 The idea of training on pasted pieces is CutPaste's (Li et al., arXiv 2104.04015).
 
 Drawn on the CPU for the global batch, pasted in one go on the device.
@@ -166,9 +167,18 @@ def paste(
                 # What a later object covers is not to be seen any more.
                 lost = torch.maximum(lost * (mask[:, 0] < 0.5), seen * _among(kind, [LOST])[:, 0])
             shown[time] = changed
-    rows, columns = cells
-    share = F.avg_pool2d(lost.unsqueeze(1), (height // rows, width // columns))[:, 0]
-    return torch.stack(shown, 1), (share > _COVERED).float()
+    return torch.stack(shown, 1), covered(lost, cells)
+
+
+def covered(pixels: Tensor, cells: tuple[int, int]) -> Tensor:
+    """The cells of which enough shows an object, float [B, h, w] in {0, 1}.
+
+    Args:
+        pixels: float [B, H, W] in [0, 1]: how much of each shows it.
+        cells: (h, w), which divide H and W.
+    """
+    size = (pixels.shape[-2] // cells[0], pixels.shape[-1] // cells[1])
+    return (F.avg_pool2d(pixels.unsqueeze(1), size)[:, 0] > _COVERED).float()
 
 
 def standing_out(frames: Tensor) -> Tensor:

@@ -8,10 +8,8 @@ and compression as training frames did. The same settings give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from iwm.data.config import ShardConfig
-from iwm.data.frames import Image8, decoder, encode_frame, resize_frame
+from iwm.data.frames import Image8
+from iwm.data.playsets import ShardFrames, count, load_set, save_set, write_sets
 from iwm.errors import ConfigError, DataError
-from iwm.files import atomic_directory, read_json, write_json
 from iwm.gameplay.branch import BranchedState, branch_states
 from iwm.gameplay.config import BranchConfig, RecordConfig, RecordPlan
-from iwm.gameplay.executor import process_pool
-from iwm.progress import Progress
-from iwm.settings import parse, settings, to_dict
+from iwm.settings import settings
 from iwm.versions import Format
 
 BRANCHES = Format("branches", current=1)
@@ -36,8 +32,6 @@ VISIBLE_LEVELS = 16
 """Pixels that differ by more of 255 levels in some channel have visibly changed."""
 VISIBLE_SHARE = 0.001
 """Pictures that differ in fewer pixels look the same: 4 pixels of 64x64."""
-
-_POLL_S = 0.2
 
 
 @settings
@@ -111,18 +105,15 @@ class BranchSet:
 
     def save(self, folder: Path) -> None:
         """Write the set; ``folder`` appears whole or not at all."""
-        with atomic_directory(folder) as temporary:
-            for name in _ARRAYS:
-                np.save(temporary / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            meta = _Meta(
-                name=self.name,
-                source=self.source,
-                game=self.game,
-                seed=self.seed,
-                vocabulary=self.vocabulary,
-                states=len(self),
-            )
-            write_json(temporary / BRANCHES_FILE, to_dict(meta))
+        meta = _Meta(
+            name=self.name,
+            source=self.source,
+            game=self.game,
+            seed=self.seed,
+            vocabulary=self.vocabulary,
+            states=len(self),
+        )
+        save_set(folder, BRANCHES_FILE, meta, {name: getattr(self, name) for name in _ARRAYS})
 
     @classmethod
     def load(cls, folder: str | Path) -> BranchSet:
@@ -131,27 +122,7 @@ class BranchSet:
         Raises:
             DataError: missing, damaged, or written by a newer version.
         """
-        folder = Path(folder)
-        path = folder / BRANCHES_FILE
-        try:
-            values = read_json(path)
-            BRANCHES.check(values.get("version") if isinstance(values, dict) else None, path)
-            meta = parse(_Meta, values, str(path))
-        except FileNotFoundError:
-            raise DataError(f"{path}: not found; run `iwm branch`") from None
-        except (ValueError, ConfigError) as error:
-            raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-        arrays: dict[str, Any] = {}
-        for name in _ARRAYS:
-            file = folder / f"{name}.npy"
-            try:
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise DataError(f"{file}: {' '.join(str(error).split())}") from None
-            if len(arrays[name]) != meta.states:
-                raise DataError(
-                    f"{file}: holds {len(arrays[name])} states, {BRANCHES_FILE} says {meta.states}"
-                )
+        meta, arrays = load_set(Path(folder), BRANCHES_FILE, BRANCHES, _Meta, _ARRAYS, "iwm branch")
         return cls(meta.name, meta.source, meta.game, meta.seed, meta.vocabulary, **arrays)
 
 
@@ -184,20 +155,6 @@ def differ(one: Image8, other: Image8) -> bool:
     return visible_share(one, other) >= VISIBLE_SHARE
 
 
-class _Frames:
-    """Frames as training sees them: resized, compressed, decoded."""
-
-    def __init__(self, shard: ShardConfig) -> None:
-        self._shard = shard
-        self.shape = (shard.height, shard.width, 3)
-        self._decode = decoder(shard.format, self.shape)
-
-    def __call__(self, frame: Image8) -> Image8:
-        out = np.empty(self.shape, np.uint8)
-        self._decode(encode_frame(resize_frame(frame, self._shard), self._shard), out)
-        return out
-
-
 def make_branch_set(
     plan: RecordPlan,
     states: int,
@@ -220,7 +177,7 @@ def make_branch_set(
         ConfigError: the plan does not fit its game.
         DataError: the game does not start, cannot branch, or its episodes are too short.
     """
-    through = _Frames(shard)
+    through = ShardFrames(shard)
     rows: list[dict[str, Any]] = []
     vocabulary: tuple[str, ...] = ()
     for state in branch_states(plan, states, config, record_seed):
@@ -232,7 +189,7 @@ def make_branch_set(
     return BranchSet(plan.name, plan.source, plan.game, config.seed, vocabulary, **columns)
 
 
-def _row(state: BranchedState, through: _Frames) -> dict[str, Any]:
+def _row(state: BranchedState, through: ShardFrames) -> dict[str, Any]:
     """One state's entry of every array."""
     black = np.zeros(through.shape, np.uint8)
     outcomes = [black if frame is None else through(frame) for frame in state.outcomes]
@@ -277,32 +234,6 @@ def _settle_anomalies(rows: list[dict[str, Any]], share: float) -> None:
                 row[name] = np.zeros_like(truth)
 
 
-_counter: Any = None
-"""In a worker: the states branched by all workers, shared with the parent."""
-
-
-def _set_counter(counter: Any) -> None:
-    global _counter
-    _counter = counter
-
-
-def _count(states: int) -> None:
-    with _counter.get_lock():
-        _counter.value += states
-
-
-def _make(
-    folder: Path,
-    plan: RecordPlan,
-    states: int,
-    config: BranchConfig,
-    record_seed: int,
-    shard: ShardConfig,
-) -> None:
-    """Make one set in a worker."""
-    make_branch_set(plan, states, config, record_seed, shard, _count).save(folder)
-
-
 def write_branches(
     out_dir: Path, record: RecordConfig, config: BranchConfig, shard: ShardConfig
 ) -> dict[str, BranchSet]:
@@ -318,36 +249,24 @@ def write_branches(
         The sets, by plan.
 
     Raises:
-        ConfigError: a name that is no plan, or a plan that does not fit its game.
+        ConfigError: a name that is no plan, none, or a plan that does not fit its game.
         DataError: a game does not start, cannot branch, or its process died.
     """
-    plans = {plan.name: plan for plan in record.plans}
-    states = {entry.name: entry.states for entry in config.plans}
-    unknown = [name for name in states if name not in plans]
-    if unknown or not states or len(states) < len(config.plans):
-        what = f"no plan {unknown[0]!r}" if unknown else "none, or one is named twice"
-        raise ConfigError(f"branch.plans: {what}; record.plans has {', '.join(plans)}")
-    counter = get_context("spawn").Value("q", 0)
-    # The largest first, so that no process is left with a large one at the end.
-    order = sorted(states, key=lambda name: -states[name])
-    with (
-        Progress("branch", sum(states.values()), "states") as progress,
-        atomic_directory(out_dir) as folder,
-        process_pool(min(config.workers, len(order)), _set_counter, (counter,)) as pool,
-    ):
-        waiting = {
-            pool.submit(_make, folder / name, plans[name], states[name], config, record.seed, shard)
-            for name in order
-        }
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-                progress.advance(counter.value - progress.done)
-                for future in done:
-                    future.result()
-        except BrokenProcessPool:
-            raise DataError("branch: a game's process died; see the lines above") from None
-        finally:
-            for future in waiting:
-                future.cancel()
+    if not config.plans:
+        raise ConfigError("branch.plans: names no plan")
+    wanted = [(entry.name, entry.states) for entry in config.plans]
+    make = partial(_make, config, record.seed, shard)
+    write_sets(out_dir, "branch", "states", record, wanted, make, config.workers)
     return load_branches(out_dir)
+
+
+def _make(
+    config: BranchConfig,
+    record_seed: int,
+    shard: ShardConfig,
+    folder: Path,
+    plan: RecordPlan,
+    states: int,
+) -> None:
+    """Make one set in a worker."""
+    make_branch_set(plan, states, config, record_seed, shard, count).save(folder)

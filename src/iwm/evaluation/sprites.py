@@ -24,7 +24,7 @@ from iwm.data.frames import decoder, encode_frame
 from iwm.errors import DataError
 from iwm.evaluation.sequences import Windows
 from iwm.evaluation.statistics import Figure, bootstrap_mean
-from iwm.gameplay.branch import branch_seeds
+from iwm.gameplay.branch import fresh_seeds
 from iwm.gameplay.config import RecordPlan
 from iwm.gameplay.play import derive_seed
 from iwm.gameplay.policies import automatic_policy
@@ -99,7 +99,7 @@ def stage(
     if plan.policy == "keyboard":
         plan = replace(plan, policy="random_hold")
     world, policy = SpriteWorld(plan), automatic_policy(plan, SpriteWorld.actions)
-    seeds = branch_seeds(plan, record_seed, seed)
+    seeds = fresh_seeds("branch", plan, record_seed, seed)
     own = [list(vocabulary).index(name) for name in world.actions]
     decode = decoder(shard.format, (plan.height, plan.width, 3))
     pictures, actions, backgrounds, sprites = [], [], [], []

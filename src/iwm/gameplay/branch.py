@@ -48,22 +48,23 @@ class BranchedState:
     """The outcome of ``taken`` from another place of the level, if there is one."""
 
 
-def branch_seeds(plan: RecordPlan, record_seed: int, seed: int) -> Iterator[int]:
-    """Seeds of fresh episodes, for ever.
+def fresh_seeds(purpose: str, plan: RecordPlan, record_seed: int, seed: int) -> Iterator[int]:
+    """Seeds of fresh episodes, for ever; other ones for each purpose.
 
     None of them is one that ``record`` can have used for this plan.
 
     Args:
+        purpose: what is made of them, e.g. ``branch``.
         plan: the recording's plan.
         record_seed: ``record.seed``.
-        seed: ``branch.seed``.
+        seed: of what is made, e.g. ``branch.seed``.
     """
     # An episode has a frame at least, but for a bounded number of empty ones.
     most = plan.frames + _MAX_EMPTY_EPISODES
     recorded = {derive_seed(record_seed, plan.name, attempt) for attempt in range(most)}
     number = 0
     while True:
-        fresh = derive_seed("branch", seed, plan.name, number)
+        fresh = derive_seed(purpose, seed, plan.name, number)
         if fresh not in recorded:
             yield fresh
         number += 1
@@ -78,7 +79,7 @@ def branch_states(
         plan: game, frame skip, size and policy (``keyboard`` is played by ``random_hold``).
         states: how many to yield.
         config: context, spacing and seed.
-        record_seed: ``record.seed``; see :func:`branch_seeds`.
+        record_seed: ``record.seed``; see :func:`fresh_seeds`.
 
     Yields:
         ``states`` states, in order of episode and step.
@@ -92,7 +93,7 @@ def branch_states(
     with closing(open_branching(plan)) as source:
         policy = automatic_policy(plan, source.actions)
         found = episode = empty = 0
-        for seed in branch_seeds(plan, record_seed, config.seed):
+        for seed in fresh_seeds("branch", plan, record_seed, config.seed):
             before = found
             wanted = min(config.states_per_episode, states - found)
             for state in _episode(plan, source, policy, config, seed, episode, wanted):
@@ -166,7 +167,7 @@ def _branch(
         outcomes.append(source.step(action).frame)
     anomalies: list[Frame | None] = []
     changes: tuple[Callable[[], bool], ...] = (
-        lambda: source.remove_object(taken),
+        lambda: source.remove_object(taken) is not None,
         lambda: source.teleport(rng),
     )
     for change in changes:

@@ -84,6 +84,30 @@ class BranchConfig:
 
 
 @settings
+class RemovalPlan:
+    """One set of removed objects."""
+
+    name: str
+    """A plan of ``record.plans``."""
+    removals: Positive
+    """Objects to take away."""
+
+
+@settings
+class RemovalConfig:
+    """What engines take away in the midst of play, to learn from."""
+
+    plans: tuple[RemovalPlan, ...] = ()
+    """Plans without an entry, and play without an engine, have none."""
+    every: Positive = 8
+    """Mean number of steps between two removals of an episode."""
+    removals_per_episode: Positive = 3
+    """Few, so that there are many episodes."""
+    seed: Annotated[int, Field(ge=0)] = 7
+    workers: Positive = 2
+
+
+@settings
 class SplitConfig:
     """Episode split by hash: an episode never changes sides as data grows."""
 

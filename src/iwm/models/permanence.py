@@ -7,22 +7,27 @@ in the next one, nearby (a softmax over matches of learned features), and in the
 flash, or blood that flies, was not there then. A small network judges it beside what it found
 and beside its neighbours, whose way tells what left the view.
 
-It is trained without labels, on real play into which objects were put
-(:mod:`iwm.data.apparitions`); real play itself teaches what goes away by rights, such as what
-turns out of view or is picked up. Objects that an engine took away are seen in evaluation only.
+It is trained on real play into which objects were put (:mod:`iwm.data.apparitions`), which
+needs no labels; real play itself teaches what goes away by rights, such as what turns out of
+view or is picked up. But then the play's own objects never vanish, and what was put is in the
+end told by how it looks. So where the game's engine can take its own objects away, runs from
+fresh episodes in which it did are mixed in (:mod:`iwm.data.removals`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iwm.data.apparitions import paste, sample_apparitions
+from iwm.data.apparitions import covered, paste, sample_apparitions
 from iwm.data.augment import to_float
+from iwm.data.removals import RemovalSet
 from iwm.errors import ModelError
 from iwm.models.encoder import load_state
 from iwm.models.permanence_config import PermanenceConfig
@@ -83,6 +88,7 @@ class ObjectPermanence(nn.Module):
         self.register_buffer("outside", outside, persistent=False)
         self.to(memory_format=torch.channels_last)
         self._draw: tuple[torch.Generator, Part | None] = (torch.default_generator, None)
+        self._removals: Sequence[RemovalSet] = ()
 
     # -- what a released model does ----------------------------------------------------
 
@@ -137,6 +143,20 @@ class ObjectPermanence(nn.Module):
 
     # -- training ----------------------------------------------------------------------
 
+    def learn_from(self, removals: Sequence[RemovalSet]) -> None:
+        """Mix what engines took away into the training's runs; the sets count alike.
+
+        Raises:
+            ModelError: pictures of another size.
+        """
+        for found in removals:
+            if tuple(found.frames.shape[2:4]) != self.config.image_size:
+                raise ModelError(
+                    f"removals of {found.name} have pictures of {list(found.frames.shape[2:4])}, "
+                    f"the model takes {list(self.config.image_size)} (height, width)"
+                )
+        self._removals = removals
+
     def before_step(self, seed: int, part: Part | None = None, *, statistics: bool = True) -> None:
         """Fix the step's randomness, drawn for the global batch.
 
@@ -169,6 +189,8 @@ class ObjectPermanence(nn.Module):
         drawn = drawn.rows(part.rows).to(batch.images.device)
         frames = to_float(batch.images[:, :3])
         frames, lost = paste(frames, drawn, part.gather(frames[:, 1]), self.config.cells)
+        if self._removals:
+            frames, lost = self._mix(frames, lost, part, generator)
         told = self.judged(frames)
         weight = told.new_tensor(self.config.pos_weight)
         loss = F.binary_cross_entropy_with_logits(told, lost, pos_weight=weight)
@@ -178,6 +200,30 @@ class ObjectPermanence(nn.Module):
             "false_alarms": share * _mean(told.detach() > 0, lost < 0.5),
         }
         return share * loss, logs
+
+    def _mix(
+        self, frames: Tensor, lost: Tensor, part: Part, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Put runs without an object in the place of some, mirrored now and then."""
+        drawn = torch.rand(4, part.total, generator=generator)[:, part.rows].double()
+        chosen, which, row, mirrored = drawn
+        places = (chosen < self.config.removed).nonzero()[:, 0]
+        if not len(places):
+            return frames, lost
+        runs, gone = [], []
+        for place in places.tolist():
+            found = self._removals[int(which[place] * len(self._removals))]
+            index = int(row[place] * len(found))
+            run = torch.from_numpy(np.array(found.frames[index])).permute(0, 3, 1, 2)
+            mask = torch.from_numpy(np.array(found.gone[index]))
+            mirror = bool(mirrored[place] < 0.5)
+            runs.append(run.flip(-1) if mirror else run)
+            gone.append(mask.flip(-1) if mirror else mask)
+        device = frames.device
+        there = covered(torch.stack(gone).to(device).float() / 255, self.config.cells)
+        places = places.to(device)
+        frames = frames.index_copy(0, places, to_float(torch.stack(runs).to(device)))
+        return frames, lost.index_copy(0, places, there)
 
     # -- on disk -----------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ class PermanenceConfig:
     """How many cells up or down, and across, something may go from one frame to the next."""
     pos_weight: Annotated[float, Field(gt=0)] = 10.0
     """Weight of cells that lost something; they are rare."""
+    removed: Annotated[float, Field(ge=0, le=1)] = 0.35
+    """Share of the training's runs from which an engine took an object away, where there are
+    such; into the others objects are put."""
     apparitions: ApparitionConfig = ApparitionConfig()
 
     def __post_init__(self) -> None:

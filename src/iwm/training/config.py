@@ -47,6 +47,8 @@ class TrainConfig:
     """Train on these only; ``null``: on all."""
     trajectories: str | None = None
     """A set of vectors under ``trajectories`` to train on; ``null``: the shards."""
+    removals: bool = False
+    """Learn also from what engines took away (``permanence`` only)."""
     seed: int = 0
     device: str = "auto"
     """``auto`` takes the first accelerator there is, else the CPU."""

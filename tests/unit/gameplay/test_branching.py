@@ -12,7 +12,7 @@ import pytest
 
 from iwm.data.branches import visible_share
 from iwm.errors import DataError
-from iwm.gameplay.branch import branch_seeds, branch_states
+from iwm.gameplay.branch import branch_states, fresh_seeds
 from iwm.gameplay.config import BranchConfig, BranchPlan, RecordPlan
 from iwm.gameplay.play import derive_seed
 from iwm.gameplay.policies import automatic_policy
@@ -100,6 +100,8 @@ def test_a_restored_game_plays_on_exactly(game: tuple[RecordPlan, Branching]) ->
 def test_doom_removes_objects_and_warps() -> None:
     with closing(open_branching(GAMES["medikits"])) as source:
         source.reset(7)
+        for _ in range(3):  # what was put into the air falls
+            source.step(0)
         here = source.save()
         for action in (3, 3, 3, 3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3):
             source.step(action)
@@ -119,9 +121,17 @@ def test_doom_removes_objects_and_warps() -> None:
         source.restore(here)
         truth = source.step(0).frame
         source.restore(here)
-        assert source.remove_object(0)
+        seen = source.frame()
+        mask = source.remove_object(0)
         gone = source.step(0).frame
-        assert not np.array_equal(gone, truth)  # type: ignore
+    assert mask is not None
+    assert truth is not None
+    assert gone is not None
+    assert mask.shape == seen.shape[:2]
+    # Standing still, the picture changes where the object was, and nearly nowhere else.
+    changed = (truth != gone).any(-1)
+    assert (changed & mask).sum() > 0.8 * mask.sum()
+    assert (changed & ~mask).sum() < 0.1 * mask.sum()
 
 
 @pytest.mark.parametrize("world", [SPRITES, plan("gymnasium", "MiniGrid-Empty-8x8-v0")])
@@ -131,7 +141,7 @@ def test_objects_vanish_and_players_move(world: RecordPlan) -> None:
         handle, place = source.save(), source.position()
         truth = source.step(0).frame
         for change in (
-            lambda: source.remove_object(0),
+            lambda: source.remove_object(0) is not None,
             lambda: source.teleport(np.random.default_rng(0)),
         ):
             source.restore(handle)
@@ -142,10 +152,10 @@ def test_objects_vanish_and_players_move(world: RecordPlan) -> None:
 
 def test_fresh_episodes() -> None:
     recorded = {derive_seed(7, "b", attempt) for attempt in range(9)}
-    assert recorded.isdisjoint(islice(branch_seeds(SPRITES, 7, 7), 500))
+    assert recorded.isdisjoint(islice(fresh_seeds("branch", SPRITES, 7, 7), 500))
     # Were one of them the same, it would be left out.
     many = replace(SPRITES, frames=3)
-    first = next(branch_seeds(many, 7, 7))
+    first = next(fresh_seeds("branch", many, 7, 7))
     assert first == derive_seed("branch", 7, "b", 0)
 
 
@@ -171,9 +181,9 @@ def test_states_have_their_context_and_every_outcome() -> None:
     # The context is of the played episode, and an outcome what the game shows after the action.
     first = states[0]
     with closing(open_source(SPRITES)) as source:
-        source.reset(next(branch_seeds(SPRITES, 7, 7)))
+        source.reset(next(fresh_seeds("branch", SPRITES, 7, 7)))
         policy = automatic_policy(SPRITES, source.actions)
-        policy.reset(derive_seed(next(branch_seeds(SPRITES, 7, 7)), "policy"))
+        policy.reset(derive_seed(next(fresh_seeds("branch", SPRITES, 7, 7)), "policy"))
         frame = first.frames[0]
         for _ in range(first.step):
             frame = source.step(policy.choose(frame)).frame  # type: ignore
@@ -185,3 +195,17 @@ def test_states_have_their_context_and_every_outcome() -> None:
         )
     with pytest.raises(DataError, match="100 episodes in a row ended before a state"):
         list(branch_states(replace(SPRITES, max_episode_steps=2), 1, config, 7))
+
+
+@pytest.mark.parametrize("world", [SPRITES, plan("gymnasium", "MiniGrid-Empty-8x8-v0")])
+def test_the_mask_is_where_the_object_was(world: RecordPlan) -> None:
+    with closing(open_branching(world)) as source:
+        before = source.reset(1)
+        mask = source.remove_object(0)
+        assert mask is not None
+        after = source.step(0).frame
+        assert after is not None
+        shown = (before != after).any(-1) & mask
+        # A cell's border stays; a sprite may move on over its own place.
+        assert shown.sum() > 0.5 * mask.sum() > 4
+        assert mask.shape == before.shape[:2]

@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from iwm.data.removals import RemovalSet
 from iwm.errors import ConfigError, ModelError
 from iwm.models.permanence import ObjectPermanence
 from iwm.models.registry import create_model, load_model
@@ -18,8 +20,8 @@ SIZE = 32
 
 def tiny(seed: int = 0, **over: object) -> ObjectPermanence:
     torch.manual_seed(seed)
-    shape = {"width": 16, "match": 8, "head": 16, "reach": [1, 2]}
-    model = create_model("permanence", image_size=[SIZE, SIZE], **{**shape, **over})
+    shape: dict[str, object] = {"width": 16, "match": 8, "head": 16, "reach": [1, 2]}
+    model = create_model("permanence", **{"image_size": [SIZE, SIZE], **shape, **over})
     assert isinstance(model, ObjectPermanence)
     return model.eval()
 
@@ -82,8 +84,52 @@ def test_it_learns_to_miss_what_was_taken_away() -> None:
     assert float(logs["false_alarms"]) < 0.1
 
 
-def test_parts_of_a_batch_sum_to_the_whole() -> None:
+def taken_away(count: int = 12, seed: int = 0) -> RemovalSet:
+    """Squares that are gone from the third frame."""
+    found = frames(count, seed=seed)
+    runs, gone = found.clone(), torch.zeros(count, SIZE, SIZE, dtype=torch.uint8)
+    for row in range(count):
+        square = found[row, 1, 0] > 90
+        gone[row][square] = 255
+        runs[row, 2] = 70
+    return RemovalSet(
+        name="squares",
+        source="toy",
+        game="toy",
+        seed=seed,
+        frames=runs.permute(0, 1, 3, 4, 2).numpy(),
+        gone=gone.numpy(),
+        episode=np.arange(count),
+    )
+
+
+def test_it_learns_from_what_an_engine_took_away() -> None:
+    # Nothing is pretended: only runs of the set lose anything.
+    model = tiny(apparitions={"untouched": 1.0}, removed=0.5)
+    model.learn_from([taken_away(24)])
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for step in range(80):
+        model.before_step(step)
+        loss, logs = model(SimpleNamespace(images=frames(24, seed=step % 8)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(logs["found"]) > 0.5
+    fresh = taken_away(24, seed=9)
+    runs = torch.from_numpy(fresh.frames).permute(0, 1, 4, 2, 3)
+    truth = frames(24, seed=9)
+    gone = model.score(runs[:, :2], runs[:, 2])
+    there = model.score(truth[:, :2], truth[:, 2])
+    assert (gone > there).float().mean() > 0.8
+    with pytest.raises(ModelError, match=r"removals of squares have pictures of \[32, 32\]"):
+        tiny(image_size=[64, 64]).learn_from([fresh])
+
+
+@pytest.mark.parametrize("removals", [False, True])
+def test_parts_of_a_batch_sum_to_the_whole(removals: bool) -> None:
     model = tiny()
+    if removals:
+        model.learn_from([taken_away(), taken_away(5, seed=1)])
     images = frames(6)
     model.before_step(3)
     whole = model(SimpleNamespace(images=images))[0]

@@ -19,6 +19,8 @@ from iwm.gameplay.config import RecordPlan
 
 Frame = npt.NDArray[np.uint8]
 """RGB ``[height, width, 3]``."""
+Mask = npt.NDArray[np.bool_]
+"""Some pixels of a frame, [H, W]."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Branching(Source, Protocol):
         """Where the player is, if the game knows; for evaluation only, never recorded."""
         ...
 
-    def remove_object(self, action: int) -> bool:
+    def remove_object(self, action: int) -> Mask | None:
         """Take the most prominent object in view out of the world; seen from the next step on.
 
         Args:
@@ -103,7 +105,8 @@ class Branching(Source, Protocol):
                 the game can tell.
 
         Returns:
-            Whether there was one, and this game can do it.
+            The pixels of the frame last shown that showed it; ``None``: there was no object, or
+            this game cannot do it.
         """
         ...
 

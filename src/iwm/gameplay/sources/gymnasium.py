@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from iwm.errors import ConfigError, DataError
 from iwm.gameplay.config import RecordPlan
-from iwm.gameplay.sources import Frame, Outcome, Position
+from iwm.gameplay.sources import Frame, Mask, Outcome, Position
 
 _DEFAULT_FPS = 30.0
 _ALE_FPS = 60.0  # the console's; gymnasium's metadata names the speed of the window
@@ -142,7 +142,7 @@ class GymnasiumSource:
         x, y = world.agent_pos
         return float(x), float(y), 90.0 * int(world.agent_dir)
 
-    def remove_object(self, action: int) -> bool:
+    def remove_object(self, action: int) -> Mask | None:
         """MiniGrid: remove the first object, by rows, that is no wall."""
         del action
         world = self._env.unwrapped
@@ -150,8 +150,17 @@ class GymnasiumSource:
             thing = world.grid.get(x, y)
             if thing is not None and thing.type not in ("wall", "floor"):
                 world.grid.set(x, y, None)
-                return True
-        return False
+                return self._cell(x, y)
+        return None
+
+    def _cell(self, x: int, y: int) -> Mask:
+        """A cell's pixels: the frame is the whole grid."""
+        height, width = self._shown.shape[:2]
+        columns, rows = self._env.unwrapped.width, self._env.unwrapped.height
+        mask = np.zeros((height, width), np.bool_)
+        across = slice(x * width // columns, (x + 1) * width // columns)
+        mask[y * height // rows : (y + 1) * height // rows, across] = True
+        return mask
 
     def teleport(self, rng: np.random.Generator) -> bool:
         """MiniGrid: to a random empty cell at least a third of the grid's side away."""

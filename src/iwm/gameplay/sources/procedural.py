@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from iwm.errors import ConfigError
 from iwm.gameplay.config import RecordPlan
-from iwm.gameplay.sources import Frame, Outcome, Position
+from iwm.gameplay.sources import Frame, Mask, Outcome, Position
 
 WORLDS = ("sprites",)
 ACTIONS = ("noop", "up", "down", "left", "right")
@@ -262,7 +262,7 @@ class SpriteWorld:
         half = player.size / 2
         return player.x / _UNIT + half, player.y / _UNIT + half, 0.0
 
-    def remove_object(self, action: int) -> bool:
+    def remove_object(self, action: int) -> Mask | None:
         """Remove the sprite of which most is seen, other than the player; none leaves the view."""
         del action
         seen = {
@@ -270,10 +270,11 @@ class SpriteWorld:
             for sprite in self._sprites[1:]
         }
         if not any(seen.values()):
-            return False
+            return None
         gone = max(seen, key=lambda number: seen[number])
         self._sprites = [sprite for sprite in self._sprites if sprite.number != gone]
-        return True
+        mask: Mask = self._owner == gone
+        return mask
 
     def teleport(self, rng: np.random.Generator) -> bool:
         """Put the player on a free place at least a third of the shorter side away."""

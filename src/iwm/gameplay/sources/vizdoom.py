@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from iwm.errors import ConfigError, DataError
 from iwm.gameplay.config import RecordPlan
-from iwm.gameplay.sources import Frame, Outcome, Position
+from iwm.gameplay.sources import Frame, Mask, Outcome, Position
 
 TICS_PER_SECOND = 35
 
@@ -248,7 +248,7 @@ class VizdoomSource:
         read = self._game.get_game_variable
         return read(kinds.POSITION_X), read(kinds.POSITION_Y), read(kinds.ANGLE)
 
-    def remove_object(self, action: int) -> bool:
+    def remove_object(self, action: int) -> Mask | None:
         """Remove every object of the class that fills most of the frame; needs ``branching``.
 
         What counts of an object is the smaller of its shares of the frames before and after the
@@ -263,10 +263,15 @@ class VizdoomSource:
             share[name] = share.get(name, 0.0) + min(now[number][1], after[number][1])
         most = max(sorted(share), key=lambda name: share[name], default=None)
         if most is None or share[most] < _SEEN:
-            return False
+            return None
+        # Others of its class go as well, but may have left the view anyway.
+        there = {number for number in now.keys() & after.keys() if now[number][0] == most}
+        state: Any = self._game.get_state()
+        values = [label.value for label in state.labels if label.object_id in there]
+        mask: Mask = np.isin(state.labels_buffer, values)
         self._changed = True
         self._game.send_game_command(f"remove {most}")
-        return True
+        return mask
 
     def teleport(self, rng: np.random.Generator) -> bool:
         """Warp to a place where a state was saved, 256 map units or more away.
