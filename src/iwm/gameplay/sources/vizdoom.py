@@ -85,6 +85,17 @@ def _in_view(state: Any) -> dict[int, tuple[str, float]]:
     }
 
 
+def _shares(
+    now: Mapping[int, tuple[str, float]], after: Mapping[int, tuple[str, float]]
+) -> dict[str, float]:
+    """Of each class, the share of the frame that its objects fill in both, at least."""
+    share: dict[str, float] = {}
+    for number in now.keys() & after.keys():
+        name = now[number][0]
+        share[name] = share.get(name, 0.0) + min(now[number][1], after[number][1])
+    return share
+
+
 class VizdoomSource:
     """One ViZDoom scenario.
 
@@ -255,12 +266,11 @@ class VizdoomSource:
         action: one that only comes into view then is missed by nobody.
         """
         here, now = _State(self._seed, tuple(self._taken)), self._in_view
+        if max(_shares(now, now).values(), default=0.0) < _SEEN:
+            return None  # without looking ahead, which costs a replay
         after = {} if self.step(action).frame is None else self._in_view
         self.restore(here)
-        share: dict[str, float] = {}
-        for number in now.keys() & after.keys():
-            name = now[number][0]
-            share[name] = share.get(name, 0.0) + min(now[number][1], after[number][1])
+        share = _shares(now, after)
         most = max(sorted(share), key=lambda name: share[name], default=None)
         if most is None or share[most] < _SEEN:
             return None
