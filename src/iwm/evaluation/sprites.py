@@ -24,8 +24,8 @@ from iwm.data.frames import decoder, encode_frame
 from iwm.errors import DataError
 from iwm.evaluation.sequences import Windows
 from iwm.evaluation.statistics import Figure, bootstrap_mean
-from iwm.gameplay.branch import fresh_seeds
 from iwm.gameplay.config import RecordPlan
+from iwm.gameplay.fresh import fresh_seeds
 from iwm.gameplay.play import derive_seed
 from iwm.gameplay.policies import automatic_policy
 from iwm.gameplay.sources.procedural import SpriteWorld

@@ -8,20 +8,17 @@ with an object gone from the world, and the outcome somewhere else in the level.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from iwm.errors import DataError
 from iwm.gameplay.config import BranchConfig, RecordPlan
+from iwm.gameplay.fresh import from_fresh_episodes
 from iwm.gameplay.play import derive_seed
-from iwm.gameplay.policies import Policy, automatic_policy
-from iwm.gameplay.sources import Branching, Frame, Position, open_branching
-
-_MAX_EMPTY_EPISODES = 100
+from iwm.gameplay.policies import Policy
+from iwm.gameplay.sources import Branching, Frame, Position
 
 
 @dataclass(frozen=True)
@@ -48,28 +45,6 @@ class BranchedState:
     """The outcome of ``taken`` from another place of the level, if there is one."""
 
 
-def fresh_seeds(purpose: str, plan: RecordPlan, record_seed: int, seed: int) -> Iterator[int]:
-    """Seeds of fresh episodes, for ever; other ones for each purpose.
-
-    None of them is one that ``record`` can have used for this plan.
-
-    Args:
-        purpose: what is made of them, e.g. ``branch``.
-        plan: the recording's plan.
-        record_seed: ``record.seed``.
-        seed: of what is made, e.g. ``branch.seed``.
-    """
-    # An episode has a frame at least, but for a bounded number of empty ones.
-    most = plan.frames + _MAX_EMPTY_EPISODES
-    recorded = {derive_seed(record_seed, plan.name, attempt) for attempt in range(most)}
-    number = 0
-    while True:
-        fresh = derive_seed(purpose, seed, plan.name, number)
-        if fresh not in recorded:
-            yield fresh
-        number += 1
-
-
 def branch_states(
     plan: RecordPlan, states: int, config: BranchConfig, record_seed: int
 ) -> Iterator[BranchedState]:
@@ -79,7 +54,7 @@ def branch_states(
         plan: game, frame skip, size and policy (``keyboard`` is played by ``random_hold``).
         states: how many to yield.
         config: context, spacing and seed.
-        record_seed: ``record.seed``; see :func:`fresh_seeds`.
+        record_seed: ``record.seed``; whose episodes are avoided.
 
     Yields:
         ``states`` states, in order of episode and step.
@@ -88,33 +63,22 @@ def branch_states(
         ConfigError: the plan does not fit its game.
         DataError: the game does not start, cannot branch, or its episodes are too short.
     """
-    if plan.policy == "keyboard":
-        plan = dataclasses.replace(plan, policy="random_hold")
-    with closing(open_branching(plan)) as source:
-        policy = automatic_policy(plan, source.actions)
-        found = episode = empty = 0
-        for seed in fresh_seeds("branch", plan, record_seed, config.seed):
-            before = found
-            wanted = min(config.states_per_episode, states - found)
-            for state in _episode(plan, source, policy, config, seed, episode, wanted):
-                found += 1
-                yield state
-            if found == states:
-                return
-            empty = 0 if found > before else empty + 1
-            if empty == _MAX_EMPTY_EPISODES:
-                raise DataError(
-                    f"branch: {plan.name}: {empty} episodes in a row ended before a state with "
-                    f"{config.history} frames of context could be branched"
-                )
-            episode += 1 if found > before else 0
+    return from_fresh_episodes(
+        plan,
+        "branch",
+        (record_seed, config.seed),
+        partial(_episode, plan, config),
+        states,
+        config.states_per_episode,
+        f"ended before a state with {config.history} frames of context could be branched",
+    )
 
 
 def _episode(
     plan: RecordPlan,
+    config: BranchConfig,
     source: Branching,
     policy: Policy,
-    config: BranchConfig,
     seed: int,
     episode: int,
     wanted: int,

@@ -7,21 +7,17 @@ kept, the game is put back and played on as if nothing had been.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from iwm.errors import DataError
-from iwm.gameplay.branch import fresh_seeds
 from iwm.gameplay.config import RecordPlan, RemovalConfig
+from iwm.gameplay.fresh import from_fresh_episodes
 from iwm.gameplay.play import derive_seed
-from iwm.gameplay.policies import Policy, automatic_policy
-from iwm.gameplay.sources import Branching, Frame, Mask, open_branching
-
-_MAX_EMPTY_EPISODES = 100
+from iwm.gameplay.policies import Policy
+from iwm.gameplay.sources import Branching, Frame, Mask
 
 
 @dataclass(frozen=True)
@@ -53,33 +49,22 @@ def play_removals(
         ConfigError: the plan does not fit its game.
         DataError: the game does not start, or has no object to take away.
     """
-    if plan.policy == "keyboard":
-        plan = dataclasses.replace(plan, policy="random_hold")
-    with closing(open_branching(plan)) as source:
-        policy = automatic_policy(plan, source.actions)
-        found = empty = 0
-        seeds = fresh_seeds("removals", plan, record_seed, config.seed)
-        for episode, seed in enumerate(seeds):
-            before = found
-            wanted = min(config.removals_per_episode, count - found)
-            for removal in _episode(plan, source, policy, config, seed, episode, wanted):
-                found += 1
-                yield removal
-            if found == count:
-                return
-            empty = 0 if found > before else empty + 1
-            if empty == _MAX_EMPTY_EPISODES:
-                raise DataError(
-                    f"removals: {plan.name}: {empty} episodes in a row showed no object that could "
-                    "be taken away"
-                )
+    return from_fresh_episodes(
+        plan,
+        "removals",
+        (record_seed, config.seed),
+        partial(_episode, plan, config),
+        count,
+        config.removals_per_episode,
+        "showed no object that could be taken away",
+    )
 
 
 def _episode(
     plan: RecordPlan,
+    config: RemovalConfig,
     source: Branching,
     policy: Policy,
-    config: RemovalConfig,
     seed: int,
     episode: int,
     wanted: int,

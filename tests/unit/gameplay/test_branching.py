@@ -12,8 +12,9 @@ import pytest
 
 from iwm.data.branches import visible_share
 from iwm.errors import DataError
-from iwm.gameplay.branch import branch_states, fresh_seeds
+from iwm.gameplay.branch import branch_states
 from iwm.gameplay.config import BranchConfig, BranchPlan, RecordPlan
+from iwm.gameplay.fresh import fresh_seeds
 from iwm.gameplay.play import derive_seed
 from iwm.gameplay.policies import automatic_policy
 from iwm.gameplay.sources import Branching, Outcome, open_branching, open_source
