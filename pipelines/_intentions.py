@@ -15,9 +15,9 @@ from iwm.agents.intention import IntentionCompressor
 from iwm.data.trajectories import TrajectoryStore
 from iwm.errors import DataError
 
-STARTS = 256
+STARTS = 1024
 """States of the training split from which trajectories are imagined to fit a codec."""
-CASES = 256
+CASES = 1024
 """Held-out pairs of states."""
 _AT_ONCE = 32
 
