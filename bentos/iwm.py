@@ -26,7 +26,7 @@ from iwm.serving.direct import Direct
 from iwm.serving.limits import TokenMiddleware
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from iwm.serving.following import Follower
 
@@ -42,9 +42,18 @@ def _configuration() -> ServiceConfig:
 
 
 logs.configure("service")
-install()
 _config = _configuration()
 _app = create_app(_config)
+
+
+def _shortcut(app: ASGIApp) -> ASGIApp:
+    """The calls, before BentoML's layers, which cost more than a small model; others pass."""
+    direct = Direct(app, _app.state.endpoints)
+    return TokenMiddleware(direct, _config.token) if _config.token else direct
+
+
+# Pages of other origins need headers that only the application writes.
+install(*([] if _config.cors_origins else [_shortcut]))
 
 
 def _follower() -> Follower | None:
@@ -117,7 +126,3 @@ class IWM:
 _service = cast("bentoml.Service[IWM]", IWM)
 if _config.token:
     _service.add_asgi_middleware(TokenMiddleware, token=_config.token)
-if not _config.cors_origins:
-    # What is added first is asked first: the token, then this. Pages of other origins need
-    # headers that only the application writes.
-    _service.add_asgi_middleware(Direct, endpoints=_app.state.endpoints)

@@ -10,7 +10,9 @@ image at a time, a zero for every patch token on ``/predict``; and HTTP alone, u
 behind it: the most that these clients can get. Requests are JSON as older clients send them;
 ``encode, raw`` is our service's JPEG body and binary answer, ``mixed`` all three in turn. One and
 16 clients, in this process, on the same cores as the servers, of which only the one in its lap is
-awake. Every answer is compared with the engine's before anything is timed.
+awake: ``cores`` and ``asking`` are the shares of all cores that a subject and its clients took.
+Below the table is what 16 clients can get at most (:mod:`benchmarks.serving.bounds`). Every answer
+is compared with the engine's before anything is timed.
 
 Models: ``small`` is the ready-made doom-tiny (or ``--small FOLDER``); ``vit-b16`` is the core model
 at its full size with random weights. ``--quick`` is a look at the machinery, on the small model.
@@ -24,13 +26,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-CLIENTS = (1, 16)
-WITH = {"plan": (1,), "mixed": (16,)}
+CROWD = 16
+CLIENTS = (1, CROWD)
+WITH = {"plan": (1,), "mixed": (CROWD,)}
 """Clients of calls that are not asked with each of :data:`CLIENTS`."""
 MODELS = ("small", "vit-b16")
 
@@ -76,15 +79,35 @@ def check(inputs: Any, engine: Any, server: Any) -> None:
             raise RuntimeError(f"{server.name}: /{call} does not answer the engine's latents")
 
 
-def measure(
-    name: str, folder: Path, options: argparse.Namespace
-) -> tuple[list[Any], list[Any], dict[str, dict[int, float]]]:
-    """Figures and verdicts of one model; call -> batch -> answers a second of the bare engine."""
+@dataclass(frozen=True)
+class Measured:
+    """Of one model: figures, verdicts, bounds by call; call -> batch -> answers a second of the
+    bare engine.
+    """
+
+    figures: list[Any]
+    verdicts: list[Any]
+    bounds: dict[str, Any]
+    offline: dict[str, dict[int, float]]
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
+    """Every subject at every call of one model, in turns."""
     import httpx
     import torch
 
+    from benchmarks.serving.bounds import Bound, Costs
     from benchmarks.serving.goals import Figure, judge
-    from benchmarks.serving.subjects import CALLS, MIXED, NOTHING, OURS, Inputs, bare_lap, servers
+    from benchmarks.serving.subjects import (
+        CALLS,
+        MIXED,
+        NOTHING,
+        OURS,
+        Inputs,
+        bare_lap,
+        decoding_s,
+        servers,
+    )
     from benchmarks.serving.traffic import Sample, lap
     from iwm.serving.config import Limits
     from iwm.serving.engine import Engine
@@ -94,6 +117,7 @@ def measure(
     inputs = Inputs.of(engine)
     samples: dict[tuple[str, str, int], Sample] = {}
     rates: dict[str, dict[int, float]] = {call: {} for call in CALLS}
+    crowds = {call: Sample() for call in CALLS}
     with (
         tempfile.TemporaryDirectory(prefix="iwm-serving-") as scratch,
         servers(folder, Path(scratch), options.cores, Limits().max_batch) as running,
@@ -118,15 +142,21 @@ def measure(
                     for each in calls:
                         names = CALLS if each == MIXED else (each,)
                         asked = [inputs.request(server.name, server.port, it) for it in names]
-                        for clients in (16,) if server.name == NOTHING else WITH.get(each, CLIENTS):
+                        for clients in (
+                            (CROWD,) if server.name == NOTHING else WITH.get(each, CLIENTS)
+                        ):
                             with server.running():
                                 lap(asked, clients, options.seconds / 4)  # warms up
+                                spent = server.spent_s()
                                 seen = lap(asked, clients, options.seconds)
+                                seen.subject_s = server.spent_s() - spent
                             key = (server.name, each, clients)
                             samples.setdefault(key, Sample()).add(seen)
                 for batch in BATCHES:
                     alone = bare_lap(engine, inputs, call, options.seconds / 2, batch)
                     rates[call][batch] = max(rates[call].get(batch, 0.0), alone.throughput)
+                    if batch == CROWD:
+                        crowds[call].add(alone)
     figures = {
         key: Figure(
             name,
@@ -136,24 +166,37 @@ def measure(
             sample.throughput,
             len(sample.milliseconds),
             sum(sample.refused.values()),
+            sample.subject_s / sample.seconds / options.cores,
+            sample.clients_s / sample.seconds / options.cores,
         )
         for key, sample in samples.items()
     }
-    verdicts = judge(name, figures, rates, small=name == "small")
-    return list(figures.values()), verdicts, rates
+    bounds = {}
+    for call in CALLS:
+        crowd, http = crowds[call], samples[NOTHING, call, CROWD]
+        costs = Costs(
+            engine=crowd.subject_s / len(crowd.milliseconds),
+            decoding=decoding_s(engine, inputs, options.seconds / 4) if call == "encode" else 0.0,
+            http=http.subject_s / len(http.milliseconds),
+            clients=http.clients_s / len(http.milliseconds),
+        )
+        bounds[call] = Bound.of(costs, options.cores, rates[call][CROWD])
+    verdicts = judge(name, figures, rates, bounds, small=name == "small")
+    return Measured(list(figures.values()), verdicts, bounds, rates)
 
 
 def table(rows: Sequence[Any]) -> str:
     """Figures as text, calls together."""
     lines = [
         f"{'model':10}{'call':14}{'subject':20}{'clients':>8}{'p50 ms':>10}{'p99 ms':>10}"
-        f"{'answers/s':>11}{'refused':>9}"
+        f"{'answers/s':>11}{'refused':>9}{'cores':>7}{'asking':>7}"
     ]
     order = {"encode": 0, "encode, raw": 1, "predict": 2, "rollout": 3, "mixed": 4, "plan": 5}
     for row in sorted(rows, key=lambda row: (row.model, order[row.call], row.clients)):
         lines.append(
             f"{row.model:10}{row.call:14}{row.subject:20}{row.clients:8}{row.p50:10.2f}"
             f"{row.p99:10.2f}{row.throughput:11,.1f}{row.refused:9}"
+            f"{row.subject_share:7.0%}{row.clients_share:7.0%}"
         )
     return "\n".join(lines)
 
@@ -177,19 +220,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows: list[Any] = []
     verdicts: list[Any] = []
-    offline: dict[str, dict[str, dict[int, float]]] = {}
+    models: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory(prefix="iwm-models-") as scratch:
         for name in options.models:
             folder = folder_of(name, options.small, Path(scratch))
-            found, judged, offline[name] = measure(name, folder, options)
-            rows += found
-            verdicts += judged
+            models[name] = found = measure(name, folder, options)
+            rows += found.figures
+            verdicts += found.verdicts
     print(f"{options.cores} cores, {options.turns} laps of {options.seconds:g} s")
     print(table(rows))
-    for name, rates in offline.items():
-        for call, by_batch in rates.items():
+    for name, found in models.items():
+        for call, by_batch in found.offline.items():
             each = ", ".join(f"{batch}: {rate:,.1f}/s" for batch, rate in by_batch.items())
             print(f"{name}: the bare engine's {call} in batches of {each}")
+            print(f"{name}: {CROWD} clients' {call}: {found.bounds[call]}")
     for verdict in verdicts:
         print(
             f"{'pass' if verdict.met else 'MISS'}  {verdict.model}: {verdict.goal}: {verdict.value}"
@@ -205,7 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "cores": options.cores,
                 "seconds": options.seconds,
                 "turns": options.turns,
-                "offline": offline,
+                "offline": {name: found.offline for name, found in models.items()},
+                "bounds": {
+                    name: {call: asdict(bound) for call, bound in found.bounds.items()}
+                    for name, found in models.items()
+                },
                 "figures": [asdict(row) for row in rows],
                 "goals": [asdict(verdict) for verdict in verdicts],
             },

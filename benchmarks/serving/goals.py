@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.serving.subjects import CALLS, LIT, LIT_BATCHES, MIXED, NOTHING, OURS, PLAIN
+from benchmarks.serving.bounds import Bound
+from benchmarks.serving.subjects import CALLS, LIT, LIT_BATCHES, MIXED, OURS, PLAIN
 
 OVERHEAD_MS = {"encode, raw": 2.0, "predict": 1.0}
 OFFLINE_SHARE = 0.85
@@ -27,6 +28,10 @@ class Figure:
     throughput: float
     answered: int
     refused: int
+    subject_share: float
+    """Of all cores."""
+    clients_share: float
+    """Of all cores, too."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,12 @@ Figures = Mapping[tuple[str, str, int], Figure]
 
 
 def judge(
-    model: str, figures: Figures, offline: Mapping[str, Mapping[int, float]], *, small: bool
+    model: str,
+    figures: Figures,
+    offline: Mapping[str, Mapping[int, float]],
+    bounds: Mapping[str, Bound],
+    *,
+    small: bool,
 ) -> list[Verdict]:
     """All verdicts of one model, in the order of the goals.
 
@@ -52,11 +62,12 @@ def judge(
         model: its name.
         figures: what was measured.
         offline: call -> size of a batch -> answers a second of the bare engine.
+        bounds: call -> what sixteen clients can get of it at most.
         small: whether the latency goals of the small model hold for it.
     """
     return [
         *_overhead(model, figures),
-        *_throughput(model, figures, offline),
+        *_throughput(model, figures, offline, bounds),
         *_tail(model, figures),
         *_beside_plain(model, figures),
         *_beside_litserve(model, figures),
@@ -80,15 +91,18 @@ def _overhead(model: str, figures: Figures) -> Iterator[Verdict]:
 
 
 def _throughput(
-    model: str, figures: Figures, offline: Mapping[str, Mapping[int, float]]
+    model: str,
+    figures: Figures,
+    offline: Mapping[str, Mapping[int, float]],
+    bounds: Mapping[str, Bound],
 ) -> Iterator[Verdict]:
     for call in CALLS:
         rate, best = figures[OURS, call, 16].throughput, max(offline[call].values())
         goal = f"/{call}, 16 clients: >= {OFFLINE_SHARE:.0%} of the best offline batch"
-        # Sixteen clients that wait for their answers fill no larger batch, and no server answers
-        # more often than one that computes nothing.
-        most = min(offline[call][16], figures[NOTHING, call, 16].throughput)
-        value = f"{rate / best:.0%} ({rate / most:.0%} of what 16 clients can get at all)"
+        most = bounds[call].answers
+        value = (
+            f"{rate / best:.0%}; the bound is {most / best:.0%}, {rate / most:.0%} of it reached"
+        )
         yield Verdict(model, goal, value, rate >= OFFLINE_SHARE * best)
 
 

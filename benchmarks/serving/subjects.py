@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import orjson
+import psutil
 
 from benchmarks.serving.traffic import HttpRequest, Sample, post
 from iwm.serving.engine import Engine
@@ -108,7 +109,7 @@ class Inputs:
 
 def bare_lap(engine: Engine, inputs: Inputs, call: str, seconds: float, count: int = 1) -> Sample:
     """Batches of ``count`` one after the other; a latency for every item of a batch."""
-    sample = Sample()
+    sample, spent = Sample(), time.process_time()
     began = started = time.perf_counter()
     while started < began + seconds:
         inputs.bare(engine, call, count)
@@ -116,7 +117,17 @@ def bare_lap(engine: Engine, inputs: Inputs, call: str, seconds: float, count: i
         sample.milliseconds += [1000 * (ended - started)] * count
         started = ended
     sample.seconds = started - began
+    sample.subject_s = time.process_time() - spent
     return sample
+
+
+def decoding_s(engine: Engine, inputs: Inputs, seconds: float) -> float:
+    """Core-seconds that it takes to make an image's bytes the model's pixels."""
+    count, spent, until = 0, time.process_time(), time.perf_counter() + seconds
+    while count == 0 or time.perf_counter() < until:
+        engine.preprocess.decode(inputs.jpeg, 2**20)
+        count += 1
+    return (time.process_time() - spent) / count
 
 
 class Server:
@@ -139,6 +150,12 @@ class Server:
             yield
         finally:
             self.pause()
+
+    def spent_s(self) -> float:
+        """Core-seconds of its processes, since they began."""
+        leader = psutil.Process(self._group)
+        times = [each.cpu_times() for each in (leader, *leader.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
 
     def pause(self) -> None:
         """Stop its processes where they stand."""

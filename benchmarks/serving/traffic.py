@@ -37,11 +37,17 @@ class Sample:
     milliseconds: list[float] = field(default_factory=list)
     seconds: float = 0.0
     refused: dict[int, int] = field(default_factory=dict)
+    clients_s: float = 0.0
+    """Core-seconds that those who asked took."""
+    subject_s: float = 0.0
+    """Core-seconds of who answered, where they were counted."""
 
     def add(self, other: Sample) -> None:
         """Another lap of the same."""
         self.milliseconds += other.milliseconds
         self.seconds += other.seconds
+        self.clients_s += other.clients_s
+        self.subject_s += other.subject_s
         for status, count in other.refused.items():
             self.refused[status] = self.refused.get(status, 0) + count
 
@@ -96,12 +102,13 @@ def lap(requests: Sequence[HttpRequest], clients: int, seconds: float) -> Sample
 
     async def run() -> Sample:
         sample = Sample()
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), time.process_time()
         until = started + seconds
         await asyncio.gather(
             *(_client(requests, number, until, sample) for number in range(clients))
         )
         sample.seconds = time.perf_counter() - started
+        sample.clients_s = time.process_time() - spent
         return sample
 
     return asyncio.run(run())

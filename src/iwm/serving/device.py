@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class Numbers:
         if precision == "bfloat16":
             model.bfloat16()
 
-    def context(self) -> torch.autocast:
+    def context(self) -> AbstractContextManager[object]:
         """No gradients are the caller's business; see :meth:`Engine.encode`."""
-        low = self.precision == "bfloat16"
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=low)
+        if self.precision == "float32":
+            return nullcontext()  # entering an autocast that is off costs what an operator does
+        return torch.autocast(self._device.type, torch.bfloat16)

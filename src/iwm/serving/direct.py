@@ -53,7 +53,7 @@ def endpoint(held: Runtime, name: str, call: Call) -> Endpoint:
             # Taken once: the whole request is answered by the same models.
             models = held.ready()
             response = await attended(request, call(held, models, request, body), limits)
-            response.headers["X-IWM-Model"] = models.main.name
+            response.raw_headers.append((b"x-iwm-model", models.main.name.encode()))
             return response
 
     async def within(request: Request) -> Response:

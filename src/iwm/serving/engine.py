@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from torch import Tensor
 from iwm.data.augment import AUG_DIM
 from iwm.errors import DataError, ModelError
 from iwm.files import read_json
-from iwm.models.iwm import Prediction
 from iwm.models.thin import thin
 from iwm.serving.actions import position
 from iwm.serving.calibration import CALIBRATION_FILE, Calibration
@@ -33,6 +33,7 @@ from iwm.serving.config import Precision
 from iwm.serving.device import Numbers, choose_device
 from iwm.serving.plan import Planned, Search, search
 from iwm.serving.preprocess import Preprocess
+from iwm.serving.recording import Programs
 from iwm.serving.surprise import Surprises, surprises
 
 CARD_FILE = "card.json"
@@ -104,6 +105,7 @@ class Engine:
         self.model = model.to(self.device).eval().requires_grad_(False)
         thin(self.model)
         self.numbers = Numbers(self.model, self.device, precision)
+        self._programs = Programs(self.model)
         self.calibration = calibration
         self.card = card or {}
         self.preprocess = Preprocess.of_model(model)
@@ -146,6 +148,9 @@ class Engine:
         """Run every path once: first calls allocate, choose kernels, and learn the widths."""
         latents = self.encode(np.zeros((1, *self.preprocess.size, 3), np.uint8))
         self.patches, self.latent_dim = latents.z_patches.shape[1:]
+        if self.device.type == "cpu" and self.numbers.precision == "float32":
+            with torch.inference_mode():
+                self._programs.record()
         actions = np.zeros((1, 2, self.aug_dim), np.float32)
         self.rollout(latents.z_cls, actions)
         self.rollout(latents.z_cls, actions, latents.z_patches)
@@ -162,7 +167,7 @@ class Engine:
         told = self.card.get("phase") or getattr(self.model.config, "variant", None)
         return str(told or ("action" if self._acts else "core"))
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name and version, as headers can hold them: ``iwm-action/3``."""
         told = f"{self.card.get('model') or self.variant}/{self.card.get('version') or 0}"
@@ -205,8 +210,8 @@ class Engine:
         """Latents of images ``[B, H, W, 3]``, already at the model's size (see ``preprocess``)."""
         pixels = self.tensor(images).permute(0, 3, 1, 2)
         with self.numbers.context():
-            z_cls, z_patches = self.model.encode(pixels)
-        return Latents(z_cls.float().cpu().numpy(), z_patches.float().cpu().numpy())
+            z_cls, z_patches = self._programs.encode(pixels)
+        return Latents(z_cls.cpu().numpy(), z_patches.cpu().numpy())
 
     def predict(
         self,
@@ -242,12 +247,14 @@ class Engine:
             history: at most :attr:`history` earlier frames.
         """
         cls, steps = self.tensor(z_cls), self.tensor(actions)
+        patches = None if z_patches is None else self.tensor(z_patches)
         with self.numbers.context():
-            if not self._acts:
-                out, patches = self._step_by_step(cls, steps, z_patches)
+            if patches is not None:
+                latents, errors, patches = self._with_patches(cls, steps, patches, history)
             else:
-                out, patches = self._with_history(cls, steps, z_patches, history)
-        log_error = out.log_error.float().cpu().numpy()
+                past = self.model.past(self.past(history)) if self._acts else None
+                latents, errors = self._programs.rollout(cls, steps, past)
+        log_error = errors.cpu().numpy()
         mrr = uncertainty = None
         if self.calibration is not None:
             figures = self.calibration.figures(
@@ -255,8 +262,8 @@ class Engine:
             )
             mrr, uncertainty = figures(log_error)
         return Predictions(
-            out.z_cls.float().cpu().numpy(),
-            None if patches is None else patches.float().cpu().numpy(),
+            latents.cpu().numpy(),
+            None if patches is None else patches.cpu().numpy(),
             mrr,
             uncertainty,
             log_error,
@@ -278,42 +285,27 @@ class Engine:
         """How surprising transitions are; see :func:`iwm.serving.surprise.surprises`."""
         return surprises(self, z_cls, actions, came, among, claimed, history)
 
-    def _step_by_step(
-        self, cls: Tensor, steps: Tensor, z_patches: Floats | None
-    ) -> tuple[Prediction, Tensor | None]:
-        """A model that takes one latent and one action."""
-        patches = None if z_patches is None else self.tensor(z_patches)
-        made = []
-        for step in range(steps.shape[1]):
-            made.append(self.model.predict(cls, steps[:, step], patches))
-            cls, patches = made[-1].z_cls, made[-1].z_patches
-        return _stacked(made)
-
-    def _with_history(
-        self, cls: Tensor, steps: Tensor, z_patches: Floats | None, history: Earlier | None
-    ) -> tuple[Prediction, Tensor | None]:
-        """A model that attends to earlier frames; one new token a step where CLS is all."""
+    def _with_patches(
+        self, cls: Tensor, steps: Tensor, patches: Tensor, history: Earlier | None
+    ) -> tuple[Tensor, ...]:
+        """Latents [B, K, D], logs of their errors [B, K] and patches [B, K, N, D]."""
         from iwm.models.action import History
 
         past = self.past(history)
-        if z_patches is None:
-            return self.model.rollout(cls, steps, past), None
-        patches, made = self.tensor(z_patches), []
+        latents, errors, every = [], [], []
         for step in range(steps.shape[1]):
             action = steps[:, step]
-            made.append(self.model.predict(cls, action, patches, past))
-            seen = (cls[:, None], action[:, None])
-            if past is not None:
-                seen = (torch.cat([past.z_cls, seen[0]], 1), torch.cat([past.action, seen[1]], 1))
-            begin = max(0, seen[0].shape[1] - self.history)
-            past = History(seen[0][:, begin:], seen[1][:, begin:])
-            cls, patches = made[-1].z_cls, made[-1].z_patches
-        return _stacked(made)
-
-
-def _stacked(made: Sequence[Prediction]) -> tuple[Prediction, Tensor | None]:
-    """Steps as one prediction with an axis of steps, and its patches."""
-    patches = [step.z_patches for step in made if step.z_patches is not None]
-    together = torch.stack(patches, 1) if patches else None
-    cls = torch.stack([step.z_cls for step in made], 1)
-    return Prediction(cls, None, torch.stack([step.log_error for step in made], 1)), together
+            if self._acts:
+                made = self.model.predict(cls, action, patches, past)
+                seen = (cls[:, None], action[:, None])
+                if past is not None:
+                    seen = torch.cat([past.z_cls, seen[0]], 1), torch.cat([past.action, seen[1]], 1)
+                begin = max(0, seen[0].shape[1] - self.history)
+                past = History(seen[0][:, begin:], seen[1][:, begin:])
+            else:
+                made = self.model.predict(cls, action, patches)
+            cls, patches = made.z_cls, made.z_patches
+            latents.append(cls)
+            errors.append(made.log_error)
+            every.append(patches)
+        return tuple(torch.stack(column, 1).float() for column in (latents, errors, every))

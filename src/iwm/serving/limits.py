@@ -69,10 +69,12 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         ClientGone: the client hung up half-way.
     """
     too_large = RequestError(413, f"body: expected at most {limits.max_body_bytes} bytes")
-    declared = request.headers.get("content-length")
+    headers = request.scope["headers"]
+    declared = next((value for name, value in headers if name == b"content-length"), None)
     if declared is not None:
-        if not declared.isascii() or not declared.isdigit():
-            raise RequestError(400, f"Content-Length: expected a number, given {declared!r}")
+        if not declared.isdigit():
+            given = declared.decode("latin-1")
+            raise RequestError(400, f"Content-Length: expected a number, given {given!r}")
         if int(declared) > limits.max_body_bytes:
             raise too_large
     chunks, size = [], 0

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tinymodel import write_action_model
 
+from benchmarks.serving.bounds import Bound, Costs
 from benchmarks.serving.goals import Figure, judge
 from benchmarks.serving.traffic import lap, once, post
 
@@ -66,20 +67,31 @@ def _figures(**slower: float) -> dict[tuple[str, str, int], Figure]:
         base = 2.0 if subject == "engine" else 3.0 * times
         for call in (*CALLS, "encode, raw", "mixed"):
             for clients in (1, 16):
-                figure = Figure("m", subject, call, clients, base, 3 * base, 1000 / base, 9, 0)
+                rate = 1000 / base
+                figure = Figure("m", subject, call, clients, base, 3 * base, rate, 9, 0, 0.5, 0.1)
                 found[subject, call, clients] = figure
     return found
 
 
 def test_verdicts() -> None:
     offline = {call: {1: 300.0, 16: 350.0} for call in CALLS}
-    verdicts = judge("m", _figures(plain=20, litserve=2), offline, small=True)
+    bounds = dict.fromkeys(CALLS, Bound.of(Costs(0.001, 0.0, 0.0005, 0.0005), 2, 350.0))
+    verdicts = judge("m", _figures(plain=20, litserve=2), offline, bounds, small=True)
     assert all(verdict.met for verdict in verdicts), [v for v in verdicts if not v.met]
-    behind = judge("m", _figures(plain=2, litserve=0.5, iwm=2), offline, small=False)
-    assert any("of what 16 clients can get at all" in verdict.value for verdict in behind)
+    behind = judge("m", _figures(plain=2, litserve=0.5, iwm=2), offline, bounds, small=False)
+    assert any("48% of it reached" in verdict.value for verdict in behind)
     missed = [verdict.goal for verdict in behind if not verdict.met]
     assert len(missed) == 2 + 3 + 2 + 6
     assert len(verdicts) == len(behind) + 3
+
+
+def test_a_bound_is_of_the_batch_or_of_the_cores() -> None:
+    costs = Costs(engine=0.001, decoding=0.0, http=0.0005, clients=0.0005)
+    assert Bound.of(costs, 2, 350.0).answers == 350.0
+    assert Bound.of(costs, 2, 5000.0).answers == pytest.approx(1000.0)
+    assert str(Bound.of(costs, 2, 350.0)) == (
+        "at most 350.0/s; core-ms an answer: engine 1.000, http 0.500, clients 0.500"
+    )
 
 
 @pytest.mark.slow
@@ -98,4 +110,5 @@ def test_all_of_it_at_its_smallest(tmp_path: Path) -> None:
     subjects = {row["subject"] for row in found["figures"]}
     assert {"engine", "iwm", "plain FastAPI", "HTTP alone"} <= subjects
     assert all(row["refused"] == 0 for row in found["figures"])
-    assert set(found["offline"]["small"]) == set(CALLS)
+    assert set(found["offline"]["small"]) == set(found["bounds"]["small"]) == set(CALLS)
+    assert all(bound["answers"] > 0 for bound in found["bounds"]["small"].values())
