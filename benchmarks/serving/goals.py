@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -135,7 +136,8 @@ def _beside_litserve(model: str, figures: Figures) -> Iterator[Verdict]:
                 continue
             ours = figures[OURS, call, clients]
             latency = min(other.p50 for other in others) / ours.p50
-            rate = ours.throughput / max(other.throughput for other in others)
+            most = max(other.throughput for other in others)
+            rate = ours.throughput / most if most else math.inf
             yield Verdict(
                 model,
                 f"/{call}, {clients} client{'s' * (clients > 1)}: ahead of LitServe",

@@ -42,8 +42,7 @@ async def _image(runtime: Runtime, request: Request, body: bytes) -> tuple[bytes
 async def encode(runtime: Runtime, models: Models, request: Request, body: bytes) -> Response:
     """``POST /encode``."""
     data, patches = await _image(runtime, request, body)
-    pixels = await runtime.decode(models.main, data)
-    z_cls, z_patches = await runtime.encode(models.main, pixels)
+    z_cls, z_patches = await runtime.see(models.main, data)
     accept = request.headers.get("accept", "")
     return answers.encoded(accept, z_cls, z_patches if patches else None, models.variant)
 
@@ -92,8 +91,7 @@ async def plan(runtime: Runtime, models: Models, _: Request, body: bytes) -> Res
     goal = message.goal_z_cls
     if message.goal_image_b64 is not None:
         data = wire.decode_base64(message.goal_image_b64, "goal_image_b64")
-        pixels = await runtime.decode(engine, data, "goal_image_b64")
-        goal, _ignored = await runtime.encode(engine, pixels)
+        goal, _ignored = await runtime.see(engine, data, "goal_image_b64")
     job = plan_job(engine, message, goal)
     return answers.planned(await runtime.plan(job), job.words)
 
@@ -104,7 +102,6 @@ async def surprise(runtime: Runtime, models: Models, _: Request, body: bytes) ->
     message = wire.parse_request(messages.SurpriseRequest, body)
     came = message.z_cls
     if came is None:
-        pixels = await runtime.decode(engine, wire.decode_base64(str(message.image_b64)))
-        came, _ignored = await runtime.encode(engine, pixels)
+        came, _ignored = await runtime.see(engine, wire.decode_base64(str(message.image_b64)))
     job = surprise_job(engine, message, came)
     return answers.surprised(await runtime.surprise(engine, job))

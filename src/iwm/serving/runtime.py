@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from iwm.errors import ConfigError, DataError, IwmError, ModelError
 from iwm.serving.batching import Batcher
@@ -159,6 +160,23 @@ class Runtime:
         z_cls, z_patches = await self.batcher.submit((engine, "encode"), pixels)
         return z_cls, z_patches
 
+    async def see(self, engine: Engine, data: bytes, field: str = "image") -> tuple[Floats, Floats]:
+        """``z_cls [D]`` and ``z_patches [N, D]`` of an image's bytes.
+
+        An image that is alone is decoded in the model's own thread: there is nothing that could be
+        computed meanwhile, and every change of threads takes its time.
+
+        Raises:
+            RequestError: 422 with the reason.
+        """
+        if self.admission.pending > 1:
+            return await self.encode(engine, await self.decode(engine, data, field))
+        found = await self.batcher.submit((engine, "encode"), data)
+        if isinstance(found, DataError):
+            raise RequestError(422, f"{field}: {found}")
+        z_cls, z_patches = found
+        return z_cls, z_patches
+
     async def roll_out(self, engine: Engine, job: Job) -> tuple[Any, ...]:
         """``z_cls [K, D]``, ``z_patches [K, N, D]``, ``mrr [K]``, ``uncertainty [K]``."""
         out = tuple(await self.batcher.submit((engine, "rollout", *job.shape), job))
@@ -213,8 +231,7 @@ class Runtime:
             return codec.reconstruct(np.stack(items))
         engine: Engine = key[0]
         if key[1] == "encode":
-            latents = engine.encode(np.stack(items))
-            return list(zip(latents.z_cls, latents.z_patches, strict=True))
+            return _encode(engine, items, self.config.limits.max_pixels)
         if key[1] == "surprise":
             return _surprise(engine, items)
         return _roll_out(engine, items)
@@ -226,6 +243,22 @@ class Runtime:
         self.dreams.close()
         self.futures.close()
         self.decoders.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode(engine: Engine, items: Sequence[Any], max_pixels: int) -> list[Any]:
+    """Of pixels, or of bytes that are decoded here; a ``DataError`` for what is no image."""
+    pixels, wrong = [], {}
+    for place, item in enumerate(items):
+        try:
+            decoded = not isinstance(item, bytes)
+            pixels.append(item if decoded else engine.preprocess.decode(item, max_pixels))
+        except DataError as error:
+            wrong[place] = error
+    if not pixels:
+        return list(wrong.values())
+    latents = engine.encode(_joined(pixels))
+    rows = zip(latents.z_cls, latents.z_patches, strict=True)
+    return [wrong[place] if place in wrong else next(rows) for place in range(len(items))]
 
 
 def _roll_out(engine: Engine, jobs: Sequence[Job]) -> list[tuple[Any, ...]]:
@@ -248,8 +281,8 @@ def _roll_out(engine: Engine, jobs: Sequence[Job]) -> list[tuple[Any, ...]]:
     )
 
 
-def _joined(rows: Sequence[Floats]) -> Floats:
-    """Arrays of one shape, stacked; ``np.stack`` takes five times as long for short ones."""
+def _joined(rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Stacked arrays of one shape; for short ones ``np.stack`` takes nearly three times as long."""
     return np.concatenate(rows).reshape(len(rows), *rows[0].shape)
 
 

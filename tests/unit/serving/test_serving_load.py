@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
-from tinymodel import WIDTH
+from PIL import Image
+from tinymodel import SIZE, WIDTH
 
+from iwm.errors import DataError
 from iwm.serving.app import Runtime, create_app
 from iwm.serving.config import Limits, ServiceConfig
 from iwm.serving.engine import Engine
@@ -111,6 +115,20 @@ def test_a_client_that_hangs_up_frees_its_place(engine: Engine) -> None:
     asyncio.run(scenario())
     runtime.close()
     assert slow.batches == [1]  # the second was never computed
+
+
+def test_what_is_no_image_spoils_nobody_elses_batch(engine: Engine) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    runtime = Runtime(ServiceConfig(), engine)
+    items = [b"no image", pixels, buffer.getvalue(), buffer.getvalue()[:50]]
+    first, seen, decoded, last = runtime._compute((engine, "encode"), items)
+    alone = runtime._compute((engine, "encode"), [b"no image"])
+    runtime.close()
+    assert all(isinstance(each, DataError) for each in (first, last, *alone))
+    np.testing.assert_array_equal(seen[0], decoded[0])
+    np.testing.assert_allclose(seen[0], engine.encode(pixels[None]).z_cls[0], atol=1e-5)
 
 
 def test_no_answer_in_time_is_503(engine: Engine) -> None:
