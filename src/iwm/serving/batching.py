@@ -90,6 +90,10 @@ class Batcher(Generic[Item, Result]):
         """Jobs in the queue, those in work not counted."""
         return len(self._queue)
 
+    def begin(self, work: Callable[[], object]) -> None:
+        """Start the thread, with this to do first, and wait for it."""
+        self._pool.submit(work).result()
+
     async def submit(self, key: Hashable, item: Item) -> Result:
         """Queue ``item`` and wait for its result.
 

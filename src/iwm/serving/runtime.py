@@ -113,6 +113,13 @@ class Runtime:
         except IwmError as error:
             self.reason = str(error)
             logger.error("model not loaded: %s", error)
+            return
+        import torch
+
+        # A thread learns how many torch may use when it first asks: now, and not while another
+        # computes on fewer.
+        for queue in (self.batcher, self.planner, self.dreams, self.futures):
+            queue.begin(torch.get_num_threads)
 
     def exchange(self, models: Models) -> None:
         """Let other models answer from now on. Any thread may call it."""

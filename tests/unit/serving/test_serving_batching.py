@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Hashable, Sequence
@@ -62,6 +63,24 @@ def test_an_error_reaches_its_batch_only() -> None:
         batcher.close()
 
     asyncio.run(scenario())
+
+
+def test_its_thread_can_be_started_before_there_is_work() -> None:
+    threads: list[int] = []
+
+    def work(_: Hashable, items: Sequence[int]) -> Sequence[int]:
+        threads.append(threading.get_ident())
+        return items
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(work, 4)
+        batcher.begin(lambda: threads.append(threading.get_ident()))
+        await batcher.submit("a", 1)
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert len(threads) == 2
+    assert set(threads) == {threads[0]} != {threading.get_ident()}
 
 
 def test_closing_cancels_who_waits() -> None:
