@@ -14,6 +14,8 @@ WORTHWHILE = 0.85
 """A larger batch is taken where an item in it costs less than this share."""
 SHORT_S = 0.05
 """Batches that take less are not weighed."""
+LONGEST_S = 1.0
+"""Nor is a batch taken that is expected to take longer: who is in it would wait too long for it."""
 FRESH_S = 30.0
 """What was measured longer ago is measured again."""
 MOST_KINDS = 64
@@ -52,6 +54,15 @@ class Gains:
             for size, cost in self._costs.get(kind, {}).items()
             if now - cost.seen < FRESH_S
         }
+        paying = self._paying(costs, waiting)
+        known = [size for size in costs if size <= paying] or list(costs)
+        if not known:
+            return paying
+        return min(paying, max(1, int(LONGEST_S / costs[max(known)])))
+
+    @staticmethod
+    def _paying(costs: dict[int, float], waiting: int) -> int:
+        """The smallest batch in which an item costs hardly more than in that of all."""
         whole = costs.get(1 << (waiting - 1).bit_length())
         if whole is None or whole * waiting < SHORT_S:
             return waiting

@@ -16,11 +16,21 @@ def test_what_was_never_measured_is_tried_whole() -> None:
 
 def test_a_batch_that_saves_nothing_is_not_made() -> None:
     costs = Gains()
-    costs.observe(1, 1, 0.25)
+    costs.observe(1, 1, 0.05)
     assert costs.limit(1, 16) == 16
-    costs.observe(1, 16, 4.0)
+    costs.observe(1, 16, 0.8)
     assert costs.limit(1, 16) == 1
     assert costs.limit(2, 16) == 16  # of another kind
+
+
+def test_no_batch_is_made_that_takes_too_long() -> None:
+    costs = Gains()
+    costs.observe(1, 1, 0.3)
+    assert costs.limit(1, 16) == 3
+    costs.observe(1, 3, 0.6)
+    assert costs.limit(1, 16) == 5
+    costs.observe(1, 1, 5.0)
+    assert costs.limit(1, 1) == 1
 
 
 def test_a_batch_that_saves_time_is_made() -> None:
