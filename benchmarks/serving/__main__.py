@@ -37,6 +37,9 @@ CLIENTS = (1, CROWD)
 WITH = {"plan": (1,), "mixed": (CROWD,)}
 """Clients of calls that are not asked with each of :data:`CLIENTS`."""
 MODELS = ("small", "vit-b16")
+ROUNDS = 3
+"""A lap in which everybody is answered once or twice says little of a rate: none is shorter than
+so many of the slowest answers of its warm-up."""
 
 
 def folder_of(name: str, small: Path | None, scratch: Path) -> Path:
@@ -149,15 +152,19 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
                         ):
                             with server.running():
                                 # Warms up; who answers one at a time is as warm after one.
-                                several = 1 if server.name == PLAIN else clients
-                                lap(asked, several, options.seconds / 4)
+                                plain = server.name == PLAIN
+                                warm = lap(asked, 1 if plain else clients, options.seconds / 4)
+                                seconds = options.seconds
+                                if not plain and warm.milliseconds:
+                                    slowest = max(warm.milliseconds) / 1000
+                                    seconds = max(seconds, ROUNDS * slowest)
                                 spent = server.spent_s()
-                                seen = lap(asked, clients, options.seconds)
+                                seen = lap(asked, clients, seconds)
                                 seen.subject_s = server.spent_s() - spent
                             key = (server.name, each, clients)
                             samples.setdefault(key, Sample()).add(seen)
                 for batch in BATCHES:
-                    alone = bare_lap(engine, inputs, call, options.seconds / 2, batch)
+                    alone = bare_lap(engine, inputs, call, options.seconds / 2, batch, ROUNDS)
                     rates[call][batch] = max(rates[call].get(batch, 0.0), alone.throughput)
                     if batch == CROWD:
                         crowds[call].add(alone)
@@ -210,7 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--small", type=Path, help="folder of the small model")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of one lap")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of one lap; slow calls take longer ones"
+    )
     parser.add_argument("--turns", type=int, default=3, help="laps of each kind")
     parser.add_argument("--cores", type=int, default=2, help="cores, and torch threads, of all")
     parser.add_argument("--quick", action="store_true", help="the small model, laps of 0.3 s")

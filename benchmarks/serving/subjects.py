@@ -107,11 +107,13 @@ class Inputs:
         return engine.rollout(z_cls, np.repeat(self.actions[None], count, 0)).z_cls
 
 
-def bare_lap(engine: Engine, inputs: Inputs, call: str, seconds: float, count: int = 1) -> Sample:
-    """Batches of ``count`` one after the other; a latency for every item of a batch."""
+def bare_lap(
+    engine: Engine, inputs: Inputs, call: str, seconds: float, count: int = 1, least: int = 1
+) -> Sample:
+    """Batches of ``count``, ``least`` or more, one after the other; a latency for every item."""
     sample, spent = Sample(), time.process_time()
     began = started = time.perf_counter()
-    while started < began + seconds:
+    while started < began + seconds or len(sample.milliseconds) < least * count:
         inputs.bare(engine, call, count)
         ended = time.perf_counter()
         sample.milliseconds += [1000 * (ended - started)] * count
