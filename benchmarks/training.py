@@ -1,6 +1,7 @@
 """Samples per second of the trainer, beside the least that could train the same modules.
 
-    python -m benchmarks.training [--profiles smoke cpu gpu] [--turns 3] [--json FILE]
+    python -m benchmarks.training [--profiles smoke cpu gpu] [--turns 3] [--own-precision]
+                                  [--json FILE]
 
 For each profile, in turns within one process, medians of laps of steps:
 
@@ -8,7 +9,8 @@ For each profile, in turns within one process, medians of laps of steps:
 * ``bare``: forward, backward and optimizer of the same modules on one synthetic batch;
 * ``I-JEPA step``: an I-JEPA step (Assran et al., arXiv 2301.08243) of the same width, depth,
   tokens and batch, see :mod:`benchmarks.ijepa`, bare but for its moving target;
-* ``bare, bf16``: what autocast makes of it on this processor.
+* ``bare, bf16``: what autocast makes of it on this processor; ``--own-precision`` leaves it
+  out, since without bf16 arithmetic a step of the reference encoder (``gpu``) takes minutes.
 
 FLOPs are counted by torch over one forward and backward; the peak is a large matmul's in the
 same run, the faster of fp32 and bf16. On a machine that is busy with other work, ``--clock
@@ -195,7 +197,12 @@ def flops_of(step: Callable[[], None], batch: int) -> float:
 
 
 def measure(
-    profile: str, folder: Path, turns: int, laps: int, clock: Callable[[], float]
+    profile: str,
+    folder: Path,
+    turns: int,
+    laps: int,
+    clock: Callable[[], float],
+    both_precisions: bool = True,
 ) -> Iterator[Row]:
     """All subjects of one profile, in turns."""
     device = choose_device("auto")
@@ -216,9 +223,10 @@ def measure(
     other = "bf16" if config.precision == "fp32" else "fp32"
     steps = {
         "bare": bare_steps(model, config, frames, device, config.precision),
-        f"bare, {other}": bare_steps(build(), config, frames, device, other),
         "I-JEPA step": bare_steps(ijepa, config, frames, device, config.precision, True),
     }
+    if both_precisions:
+        steps[f"bare, {other}"] = bare_steps(build(), config, frames, device, other)
     flops = {what: flops_of(step, batch) for what, step in steps.items()}
     flops["trainer"] = flops["bare"]
     rates: dict[str, list[float]] = {what: [] for what in ("trainer", *steps)}
@@ -295,6 +303,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--laps", type=int, default=3, help="laps a turn")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument(
+        "--own-precision", action="store_true", help="leave out the profile's other precision"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--alone", nargs=2, metavar=("PROFILE", "LAPS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -305,7 +316,8 @@ def main() -> None:
     for profile in options.profiles:
         with tempfile.TemporaryDirectory(prefix="iwm-bench-") as name:
             clock = CLOCKS[options.clock]
-            rows += measure(profile, Path(name), options.turns, options.laps, clock)
+            both = not options.own_precision
+            rows += measure(profile, Path(name), options.turns, options.laps, clock, both)
     if "smoke" in options.profiles and choose_device("auto").type == "cpu":
         rows += waiting("smoke", options.laps)
     print(f"{'':7}{'':44}{'samples/s':>10}{'of peak':>9}{'to bare':>9}{'goal':>6}")
