@@ -21,7 +21,7 @@ from iwm.planning.costs import Cost, GoalLatent, StepsToGoal, Uncertainty, Weigh
 from iwm.planning.distance import TemporalDistance
 from iwm.planning.dynamics import Discrete, Dynamics, ModelDynamics, Trajectories
 from iwm.planning.planner import Controller, Planner
-from iwm.planning.recall import RecallingDynamics
+from iwm.planning.recall import RecallingDynamics, Shown
 from iwm.planning.steps import StepNetwork
 
 
@@ -129,8 +129,8 @@ class ModelArm(Planned):
     def begin(self, goal: Tensor, seed: int) -> None:
         """Forget the last task."""
         super().begin(goal, seed)
-        self._latents: deque[Tensor] = deque(maxlen=self._model.history)
-        self._actions: deque[int] = deque(maxlen=self._model.history - 1)
+        self._latents: list[Tensor] = []
+        self._actions: list[int] = []
 
     def see(self, latent: Tensor) -> None:
         """Remember the latent."""
@@ -147,13 +147,21 @@ class ModelArm(Planned):
         memory = self._distance
         if self._config.recall and isinstance(memory, TemporalDistance):
             radius = memory.config.imagined * memory.unit
-            return RecallingDynamics(self._model, self.space, latent, memory.nodes, radius)
+            nodes = memory.nodes
+            return RecallingDynamics(self._model, self.space, latent, nodes, radius, self._shown())
         history = None
-        if len(self._latents) > 1:
-            earlier = torch.stack(list(self._latents)[:-1]).unsqueeze(0)
-            taken = self._vectors[torch.tensor(list(self._actions)[-earlier.shape[1] :])]
+        if (kept := min(len(self._latents), self._model.history) - 1) > 0:
+            earlier = torch.stack(self._latents[-1 - kept : -1]).unsqueeze(0)
+            taken = self._vectors[torch.tensor(self._actions[-kept:])]
             history = History(earlier, taken.unsqueeze(0))
         return ModelDynamics(self._model, self.space, latent, history)
+
+    def _shown(self) -> Shown | None:
+        """The steps of this task so far."""
+        if not self._actions:
+            return None
+        seen = torch.stack(self._latents)
+        return Shown(seen[:-1], torch.tensor(self._actions), seen[1:])
 
 
 class TableDynamics:

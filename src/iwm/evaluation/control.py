@@ -102,14 +102,14 @@ def control(
     space = Discrete(tuple(names))
     actions = tuple(source.actions.index(name) for name in names)
     eye = Eye(model)
+    positions = {model.vocabulary.index(name): place for place, name in enumerate(names)}
+    taken = np.array([positions.get(int(action), -1) for action in recorded.actions])
     distance: TemporalDistance | StepNetwork
     if config.temporal == "graph":
         imagine = imagination(model, space) if config.graph.imagined else None
-        distance = fit_distance(recorded.latents, recorded.episode, config.graph, imagine)
+        distance = fit_distance(recorded.latents, recorded.episode, config.graph, imagine, taken)
     else:
         distance = fit_steps(recorded.latents, recorded.episode, config.network)
-    positions = {model.vocabulary.index(name): place for place, name in enumerate(names)}
-    taken = np.array([positions.get(int(action), -1) for action in recorded.actions])
     network = fit_cloning(recorded.latents, taken, recorded.episode, len(names), config.cloning)
 
     table: StateTable | None = None

@@ -123,6 +123,7 @@ def fit_distance(
     episode: npt.NDArray[np.int64],
     config: DistanceConfig | None = None,
     imagine: Imagine | None = None,
+    actions: npt.NDArray[np.int64] | None = None,
 ) -> TemporalDistance:
     """Fit to recorded play.
 
@@ -131,6 +132,9 @@ def fit_distance(
         episode: [N]; neighbours in the order with the same episode are one step apart.
         config: settings; the defaults if ``None``.
         imagine: a world model that adds steps which nobody took; ``None``: none are added.
+        actions: [N], what was done after each frame, as ``imagine`` counts actions; negative:
+            something else. Where an action was tried its outcome is known, be it that nothing
+            moved, and none is imagined.
 
     Raises:
         DataError: no two consecutive frames differ.
@@ -149,7 +153,10 @@ def fit_distance(
     weights = np.ones(edges.shape[1])
     added = np.empty((2, 0), np.int64)
     if imagine is not None:
-        added = _imagined(imagine, nodes, edges, config.imagined * unit)
+        tried = np.empty((2, 0), np.int64)
+        if actions is not None:
+            tried = np.stack([node[follows], actions[follows]])
+        added = _imagined(imagine, nodes, edges, tried, config.imagined * unit)
         edges = np.concatenate([edges, added], axis=1)
         weights = np.concatenate([weights, np.full(added.shape[1], config.imagined_steps)])
     share = _coverage(edges, node, len(nodes))
@@ -180,19 +187,26 @@ def fit_distance(
 
 @torch.no_grad()
 def _imagined(
-    imagine: Imagine, nodes: Tensor, taken: npt.NDArray[np.int64], radius: float
+    imagine: Imagine,
+    nodes: Tensor,
+    taken: npt.NDArray[np.int64],
+    tried: npt.NDArray[np.int64],
+    radius: float,
 ) -> npt.NDArray[np.int64]:
     """Steps [2, E] from nodes to those that a prediction comes within ``radius`` of.
 
-    From a node that nobody has ever left none are imagined: the game may end there.
+    From a node that nobody has ever left none are imagined: the game may end there. Nor are
+    outcomes of actions ``tried``, int64 [2, T] of nodes and actions.
     """
     left = np.unique(taken[0])
     found = [np.empty((2, 0), np.int64)]
     for part in np.array_split(left, max(1, len(left) // _CHUNK)):
         outcomes = imagine(nodes[part])
         away, nearest = torch.cdist(outcomes.flatten(0, 1).float().cpu(), nodes).min(1)
-        start = np.repeat(part, outcomes.shape[1])
-        sure = (away <= radius).numpy()
+        count = outcomes.shape[1]
+        start, action = np.repeat(part, count), np.tile(np.arange(count), len(part))
+        here = tried[0, tried[1] >= 0] * count + tried[1, tried[1] >= 0]
+        sure = (away <= radius).numpy() & ~np.isin(start * count + action, here)
         found.append(np.stack([start[sure], nearest.numpy()[sure]]))
     edges = np.unique(np.concatenate(found, axis=1), axis=1)
     known = np.isin(edges[0] * len(nodes) + edges[1], taken[0] * len(nodes) + taken[1])

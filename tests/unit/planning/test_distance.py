@@ -109,3 +109,22 @@ def test_a_world_model_adds_the_steps_that_nobody_took():
     assert helped.to_goal(cells[5])(cells[:1]).item() == pytest.approx(5, abs=0.01)
     # Nobody went on from the last cell: the game may end there.
     assert helped.imagined == 6
+
+
+def test_what_was_tried_is_not_imagined():
+    """A step that play has shown to lead nowhere stays so, whatever the model says."""
+    cells = torch.eye(3) * 4
+    config = DistanceConfig(max_link=0, neighbours=1)
+    walk, episode = [0, 0, 1, 2], np.zeros(4, np.int64)
+    actions = np.array([1, 0, 0, -1])  # the second action led from 0 to 0
+
+    def imagine(latents):
+        """The second action leads from everywhere to 2."""
+        here = latents.argmax(1)
+        return torch.stack([cells[(here + 1).clamp_max(2)], cells[2].expand(len(here), -1)], 1)
+
+    believed = fit_distance(cells[walk], episode, config, imagine)
+    assert believed.to_goal(cells[2])(cells[:1]).item() == pytest.approx(1.2, abs=0.01)
+    known = fit_distance(cells[walk], episode, config, imagine, actions)
+    assert known.imagined == 0
+    assert known.to_goal(cells[2])(cells[:1]).item() == pytest.approx(2, abs=0.01)

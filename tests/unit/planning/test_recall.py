@@ -5,7 +5,7 @@ import torch
 
 from iwm.errors import ConfigError
 from iwm.planning.dynamics import Discrete
-from iwm.planning.recall import RecallingDynamics
+from iwm.planning.recall import RecallingDynamics, Shown
 
 
 @dataclass
@@ -50,6 +50,15 @@ def test_shared_beginnings_are_imagined_once():
     dynamics = RecallingDynamics(model, SPACE, torch.zeros(1), PLACES, 0.3)
     dynamics.rollout(torch.tensor([[1, 1], [1, 0], [1, 1]]))
     assert model.seen == 1 + 2
+
+
+def test_what_was_shown_is_not_imagined_again():
+    """A wall that the model does not know: it is run into once."""
+    at_wall = torch.tensor([[1.0], [1.0]])
+    shown = Shown(at_wall, torch.tensor([1, 1]), torch.tensor([[2.0], [1.0]]))
+    dynamics = RecallingDynamics(Drifting(), SPACE, torch.zeros(1), PLACES, 0.3, shown)
+    found = dynamics.rollout(torch.tensor([[1, 1, 1], [1, 0, 1]])).latents.squeeze(-1)
+    assert found.tolist() == [[1, 1, 1], [1, 0, 1]]
 
 
 def test_an_unknown_action_is_one_line():
