@@ -54,9 +54,28 @@ def test_a_lossless_tokenizer_beats_jpeg_and_a_coarse_one_does_not(tmp_path: Pat
 
 def test_codebook_figures_of_known_use() -> None:
     tokens = np.repeat(np.arange(8)[:, None], 5, 1)  # eight pictures, a code each, of sixteen
-    figures = codebook(tokens, np.arange(8), 16, resamples=200)
-    assert figures["use"]["mean"] == 0.5
-    assert figures["use"]["high"] <= 0.5
+    figures = codebook(tokens, np.arange(8), 16)
+    # Without any one of eight episodes, one code of sixteen less: each estimate is the same.
+    assert figures["use"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 8}
     assert figures["perplexity"]["mean"] == pytest.approx(8)
-    one = codebook(np.zeros((8, 5), int), np.arange(8), 16, resamples=200)
+    one = codebook(np.zeros((8, 5), int), np.arange(8), 16)
     assert one["perplexity"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 8}
+    single = codebook(tokens, np.zeros(8, int), 16)
+    assert single["use"]["low"] == single["use"]["high"] == 0.5
+
+
+def test_the_interval_of_codebook_use_holds_what_other_episodes_use() -> None:
+    rng = np.random.default_rng(0)
+    size, episodes, pictures = 400, np.arange(60) // 3, 16
+    odds = rng.dirichlet(np.full(size, 0.3))
+
+    def play() -> np.ndarray:
+        # Every episode has codes of its own taste, as games do.
+        taste = rng.dirichlet(odds * 200 + 1e-3, size=20)
+        return np.stack([rng.choice(size, pictures, p=taste[e]) for e in episodes])
+
+    expected = np.mean([codebook(play(), episodes, size)["use"]["mean"] for _ in range(60)])
+    held = [codebook(play(), episodes, size)["use"] for _ in range(60)]
+    share = np.mean([one["low"] <= expected <= one["high"] for one in held])
+    assert share >= 0.85
+    assert all(one["low"] <= one["mean"] <= one["high"] for one in held)
