@@ -22,6 +22,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from iwm.data.config import ShardConfig, TrajectoryPlan, ValidateConfig
 from iwm.errors import ConfigError
@@ -115,15 +117,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or not a mapping.
+        ConfigError: the file is missing, not YAML, has a key twice, or is not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Unlike PyYAML it refuses a key that is there twice, where the last would silently win.
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: not found; run this in the repository root, or `iwm profile use cpu` first"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")

@@ -115,7 +115,12 @@ def test_a_wrong_value_is_named(key: str, value: object, message: str | None) ->
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a: [1", "not YAML"), (b"- 1\n", "expected a mapping"), (b"\xff\xfe\x00", "not YAML")],
+    [
+        (b"a: [1", "not YAML"),
+        (b"- 1\n", "expected a mapping"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"a: {b: 1, b: 2}\n", 'duplicate key "b"'),
+    ],
 )
 def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "params.yaml"
