@@ -24,9 +24,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,23 @@ def check(inputs: Any, engine: Any, server: Any) -> None:
             raise RuntimeError(f"{server.name}: /{call} does not answer the engine's latents")
 
 
+def asked_of(server: str, call: str, *, plans: bool) -> Iterator[str]:
+    """What a server is asked in the laps of a call: ours answers more than the others.
+
+    Args:
+        server: its name.
+        call: of the three that all answer.
+        plans: whether the model can plan.
+    """
+    from benchmarks.serving.subjects import MIXED, OURS
+
+    yield call
+    if server == OURS and call == "encode":
+        yield "encode, raw"
+    if server == OURS and call == "rollout":
+        yield from ("plan", MIXED) if plans else (MIXED,)
+
+
 @dataclass(frozen=True)
 class Measured:
     """Of one model: figures, verdicts, bounds by call; call -> batch -> answers a second of the
@@ -114,6 +132,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
         servers,
     )
     from benchmarks.serving.traffic import Sample, lap
+    from iwm.progress import Progress
     from iwm.serving.config import Limits
     from iwm.serving.engine import Engine
 
@@ -133,41 +152,43 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
                 if server.name == OURS:
                     url = f"http://127.0.0.1:{server.port}/openapi.json"
                     plans = "/plan" in httpx.get(url).json()["paths"] and bool(engine.vocabulary)
-        for turn in range(options.turns):
-            print(f"{name}: turn {turn + 1} of {options.turns}", file=sys.stderr)
-            for call in CALLS:
+        laps = {
+            call: [
+                (server, each, clients)
+                for server in running
+                for each in asked_of(server.name, call, plans=plans)
+                for clients in ((CROWD,) if server.name == NOTHING else WITH.get(each, CLIENTS))
+            ]
+            for call in CALLS
+        }
+        total = options.turns * sum(1 + len(each) + len(BATCHES) for each in laps.values())
+        with Progress(f"serving {name}", total, "laps") as progress:
+            for call in CALLS * options.turns:
                 bare = bare_lap(engine, inputs, call, options.seconds)
                 samples.setdefault(("engine", call, 1), Sample()).add(bare)
-                for server in running:
-                    calls = [call]
-                    if server.name == OURS:
-                        calls += ["encode, raw"] * (call == "encode")
-                        calls += ["plan"] * (call == "rollout" and plans)
-                        calls += [MIXED] * (call == "rollout")
-                    for each in calls:
-                        names = CALLS if each == MIXED else (each,)
-                        asked = [inputs.request(server.name, server.port, it) for it in names]
-                        for clients in (
-                            (CROWD,) if server.name == NOTHING else WITH.get(each, CLIENTS)
-                        ):
-                            with server.running():
-                                # Warms up; who answers one at a time is as warm after one.
-                                plain = server.name == PLAIN
-                                warm = lap(asked, 1 if plain else clients, options.seconds / 4)
-                                seconds = options.seconds
-                                if not plain and warm.milliseconds:
-                                    slowest = max(warm.milliseconds) / 1000
-                                    seconds = max(seconds, ROUNDS * slowest)
-                                spent = server.spent_s()
-                                seen = lap(asked, clients, seconds)
-                                seen.subject_s = server.spent_s() - spent
-                            key = (server.name, each, clients)
-                            samples.setdefault(key, Sample()).add(seen)
+                progress.advance(1, f"the bare engine's {call}")
+                for server, each, clients in laps[call]:
+                    names = CALLS if each == MIXED else (each,)
+                    asked = [inputs.request(server.name, server.port, it) for it in names]
+                    with server.running():
+                        # Warms up; who answers one at a time is as warm after one.
+                        plain = server.name == PLAIN
+                        warm = lap(asked, 1 if plain else clients, options.seconds / 4)
+                        seconds = options.seconds
+                        if not plain and warm.milliseconds:
+                            slowest = max(warm.milliseconds) / 1000
+                            seconds = max(seconds, ROUNDS * slowest)
+                        spent = server.spent_s()
+                        seen = lap(asked, clients, seconds)
+                        seen.subject_s = server.spent_s() - spent
+                    samples.setdefault((server.name, each, clients), Sample()).add(seen)
+                    progress.advance(1, f"{server.name}: {each}, {clients} clients")
                 for batch in BATCHES:
                     alone = bare_lap(engine, inputs, call, options.seconds / 2, batch, ROUNDS)
                     rates[call][batch] = max(rates[call].get(batch, 0.0), alone.throughput)
                     if batch == CROWD:
                         crowds[call].add(alone)
+                    progress.advance(1, f"the bare engine's {call} in batches of {batch}")
     figures = {
         key: Figure(
             name,
@@ -227,6 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.models, options.seconds, options.turns = ["small"], 0.3, 1
+    # The servers are ended on the way out, which a signal's own end would not take.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
     options.cores = len(cores)
     os.sched_setaffinity(0, cores)  # children inherit it
