@@ -5,12 +5,14 @@ batch. An idle model starts on a lone client's request without waiting for compa
 were just answered together come back one by one, though: the first of them would start a batch
 of one, and the others would wait for it. So for a moment the model waits for as many as there
 just were, as long as they keep coming. A lone client is a crowd of one: it never waits. Where
-company does not pay, the batches stay small (:mod:`iwm.serving.gains`).
+company does not pay, the batches stay small (:mod:`iwm.serving.gains`). Who has waited for so long
+that the answer would come too late is told so at once: nothing is computed for nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -31,11 +33,16 @@ PAUSE_SHARE = 0.15
 LONGEST_PAUSE_S = 0.005
 
 
+class Overdue(Exception):
+    """The batch that an item would be in is expected to end when nobody waits for it any more."""
+
+
 @dataclass(slots=True)
 class _Job(Generic[Item, Result]):
     key: Hashable
     item: Item
     future: asyncio.Future[Result]
+    submitted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class Batcher(Generic[Item, Result]):
         name: of the thread.
         coming: how many items are being prepared and will be submitted in a moment.
         observe: called with the size of every batch.
+        patience_s: how long a job's answer is waited for.
 
     Belongs to one event loop. Order is first come, first served by the oldest job;
     younger jobs of the same key ride along. A job whose waiter was cancelled (its client
@@ -73,9 +81,11 @@ class Batcher(Generic[Item, Result]):
         *,
         coming: Callable[[], int] = lambda: 0,
         observe: Callable[[int], None] = lambda _: None,
+        patience_s: float = math.inf,
     ) -> None:
         self._work = work
         self._max_batch = max_batch
+        self._patience_s = patience_s
         self._coming, self._observe = coming, observe
         self._queue: deque[_Job[Item, Result]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -98,10 +108,11 @@ class Batcher(Generic[Item, Result]):
         """Queue ``item`` and wait for its result.
 
         Raises:
+            Overdue: it has waited, and its answer is expected after the patience ends.
             Exception: whatever ``work`` raised for the batch that the item was in.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Job(key, item, future))
+        self._queue.append(_Job(key, item, future, time.perf_counter()))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         elif self._gathered is not None and len(self._queue) >= self._wanted:
@@ -164,16 +175,33 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self) -> list[_Job[Item, Result]]:
         """The next batch: the oldest live job, and those of its key, up to the bound."""
-        live = [job for job in self._queue if not job.future.done()]
-        if not live:
-            self._queue.clear()
-            return []
-        key = live[0].key
-        same = [job for job in live if job.key == key][: self._max_batch]
-        taken = same[: self._gains.limit(hash(key), len(same))]
-        gone = {id(job) for job in taken}
-        self._queue = deque(job for job in live if id(job) not in gone)
-        return taken
+        while live := [job for job in self._queue if not job.future.done()]:
+            key = live[0].key
+            same = [job for job in live if job.key == key][: self._max_batch]
+            taken = same[: self._gains.limit(hash(key), len(same))]
+            if late := self._late(taken):
+                for job in late:
+                    job.future.set_exception(Overdue())
+                continue
+            gone = {id(job) for job in taken}
+            self._queue = deque(job for job in live if id(job) not in gone)
+            return taken
+        self._queue.clear()
+        return []
+
+    def _late(self, taken: Sequence[_Job[Item, Result]]) -> list[_Job[Item, Result]]:
+        """Those whose answers would come too late in this batch.
+
+        Only who has waited for half of the time is given up: the estimate may be wrong, and a
+        model that nobody asks any more would never prove it so.
+        """
+        ends = time.perf_counter() + self._gains.expected(hash(taken[0].key), len(taken))
+        return [
+            job
+            for job in taken
+            if ends - job.submitted > self._patience_s
+            and time.perf_counter() - job.submitted > self._patience_s / 2
+        ]
 
     def close(self) -> None:
         """Stop after the batch in work; whoever still waits is cancelled."""

@@ -46,6 +46,14 @@ class Gains:
             each = (known.seconds + each) / 2  # one slow batch is no rule
         costs[size] = _Cost(each, now)
 
+    def expected(self, kind: int, count: int) -> float:
+        """Seconds that a batch will take, by those of its size or of the nearest; 0: not known."""
+        costs = self._costs.get(kind)
+        if not costs:
+            return 0.0
+        size = 1 << (count - 1).bit_length()
+        return count * costs[min(costs, key=lambda known: abs(known - size))].seconds
+
     def limit(self, kind: int, waiting: int) -> int:
         """How many of those who wait to take together; all, where nothing speaks against it."""
         now = time.monotonic()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from iwm.serving.batching import Overdue
 from iwm.serving.config import Limits
 from iwm.serving.wire import RequestError
 
@@ -105,13 +106,15 @@ async def attended(request: Request, work: Coroutine[Any, Any, T], limits: Limit
 
     Raises:
         ClientGone: the client hung up first.
-        RequestError: 503, no answer within ``limits.timeout_s``.
+        RequestError: 503, no answer within ``limits.timeout_s``, or none is expected by then.
     """
     task = asyncio.current_task()
     assert task is not None
     watch = _Watch(request, task, limits)
     try:
         return await work
+    except Overdue:
+        raise _busy(limits) from None
     except asyncio.CancelledError:
         if watch.reason is None:
             raise
@@ -119,6 +122,14 @@ async def attended(request: Request, work: Coroutine[Any, Any, T], limits: Limit
         raise watch.reason from None
     finally:
         watch.end()
+
+
+def _busy(limits: Limits) -> RequestError:
+    return RequestError(
+        503,
+        f"busy: no answer within {limits.timeout_s:g} s; try again",
+        {"Retry-After": str(limits.retry_after_s)},
+    )
 
 
 class _Watch:
@@ -142,11 +153,7 @@ class _Watch:
                     pass
             self.reason = ClientGone()
         except TimeoutError:
-            self.reason = RequestError(
-                503,
-                f"busy: no answer within {self._limits.timeout_s:g} s; try again",
-                {"Retry-After": str(self._limits.retry_after_s)},
-            )
+            self.reason = _busy(self._limits)
         self._task.cancel()
 
     def end(self) -> None:

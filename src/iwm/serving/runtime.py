@@ -81,6 +81,7 @@ class Runtime:
             config.limits.max_batch,
             coming=lambda: self._decoding,
             observe=self.metrics.batches.observe,
+            patience_s=config.limits.timeout_s,
         )
         # A search takes as long as a hundred predictions: it has a thread of its own, so that
         # those who encode meanwhile need not wait for its end.

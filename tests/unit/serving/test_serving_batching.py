@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iwm.serving import batching
-from iwm.serving.batching import Batcher
+from iwm.serving.batching import Batcher, Overdue
 
 
 @settings(deadline=None, max_examples=30)
@@ -123,6 +123,44 @@ def test_clients_that_come_back_get_their_own_results(
             await asyncio.gather(*(client(batcher, number) for number in range(len(clients))))
         finally:
             batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_computed_for_who_would_be_answered_too_late() -> None:
+    computed: list[int] = []
+
+    def work(_: Hashable, items: Sequence[int]) -> Sequence[int]:
+        computed.extend(items)
+        time.sleep(0.2 * len(items))
+        return items
+
+    async def scenario() -> list[Any]:
+        batcher: Batcher[int, int] = Batcher(work, 1, patience_s=0.7)
+        waiting = [batcher.submit("a", number) for number in range(8)]
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        # Who comes to an idle model is computed, whatever it took before.
+        assert await batcher.submit("a", 8) == 8
+        batcher.close()
+        return found
+
+    found = asyncio.run(scenario())
+    answered = [one for one in found if isinstance(one, int)]
+    assert answered == computed[:-1]
+    assert 1 <= len(answered) <= 3
+    assert all(isinstance(one, Overdue) for one in found[len(answered) :])
+
+
+def test_a_model_that_is_always_too_slow_still_answers_who_comes_first() -> None:
+    def work(_: Hashable, items: Sequence[int]) -> Sequence[int]:
+        time.sleep(0.05)
+        return items
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(work, 4, patience_s=0.01)
+        for number in range(3):
+            assert await batcher.submit("a", number) == number
+        batcher.close()
 
     asyncio.run(scenario())
 
