@@ -1,7 +1,7 @@
 """Our service beside other ways to serve the same weights, in one run, on the same cores.
 
     python -m benchmarks.serving [--quick] [--models small vit-b16] [--seconds 4] [--turns 3]
-                                 [--cores 2] [--json FILE]
+                                 [--calls encode predict rollout] [--cores 2] [--json FILE]
 
 For each model, in turns: (a) the bare engine, on pixels, no decoding; (b) our service as
 ``iwm serve`` runs it; (c) LitServe over the same engine, without and with its own batching; (d) a
@@ -31,6 +31,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.serving import CALLS
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 CROWD = 16
@@ -67,7 +69,7 @@ def check(inputs: Any, engine: Any, server: Any) -> None:
     import numpy as np
     import orjson
 
-    from benchmarks.serving.subjects import CALLS, NOTHING, PLAIN
+    from benchmarks.serving.subjects import NOTHING, PLAIN
     from benchmarks.serving.traffic import once
 
     if server.name == NOTHING:
@@ -84,13 +86,14 @@ def check(inputs: Any, engine: Any, server: Any) -> None:
             raise RuntimeError(f"{server.name}: /{call} does not answer the engine's latents")
 
 
-def asked_of(server: str, call: str, *, plans: bool) -> Iterator[str]:
+def asked_of(server: str, call: str, *, plans: bool, mixed: bool) -> Iterator[str]:
     """What a server is asked in the laps of a call: ours answers more than the others.
 
     Args:
         server: its name.
         call: of the three that all answer.
         plans: whether the model can plan.
+        mixed: whether all three are measured.
     """
     from benchmarks.serving.subjects import MIXED, OURS
 
@@ -98,7 +101,7 @@ def asked_of(server: str, call: str, *, plans: bool) -> Iterator[str]:
     if server == OURS and call == "encode":
         yield "encode, raw"
     if server == OURS and call == "rollout":
-        yield from ("plan", MIXED) if plans else (MIXED,)
+        yield from (["plan"] if plans else []) + ([MIXED] if mixed else [])
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,6 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
     from benchmarks.serving.bounds import Bound, Costs
     from benchmarks.serving.goals import Figure, judge
     from benchmarks.serving.subjects import (
-        CALLS,
         MIXED,
         NOTHING,
         OURS,
@@ -136,12 +138,13 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
     from iwm.serving.config import Limits
     from iwm.serving.engine import Engine
 
+    calls = tuple(call for call in CALLS if call in options.calls)
     torch.set_num_threads(options.cores)
     engine = Engine.load(folder, "cpu")
     inputs = Inputs.of(engine)
     samples: dict[tuple[str, str, int], Sample] = {}
-    rates: dict[str, dict[int, float]] = {call: {} for call in CALLS}
-    crowds = {call: Sample() for call in CALLS}
+    rates: dict[str, dict[int, float]] = {call: {} for call in calls}
+    crowds = {call: Sample() for call in calls}
     with (
         tempfile.TemporaryDirectory(prefix="iwm-serving-") as scratch,
         servers(folder, Path(scratch), options.cores, Limits().max_batch) as running,
@@ -156,14 +159,14 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
             call: [
                 (server, each, clients)
                 for server in running
-                for each in asked_of(server.name, call, plans=plans)
+                for each in asked_of(server.name, call, plans=plans, mixed=calls == CALLS)
                 for clients in ((CROWD,) if server.name == NOTHING else WITH.get(each, CLIENTS))
             ]
-            for call in CALLS
+            for call in calls
         }
         total = options.turns * sum(1 + len(each) + len(BATCHES) for each in laps.values())
         with Progress(f"serving {name}", total, "laps") as progress:
-            for call in CALLS * options.turns:
+            for call in calls * options.turns:
                 bare = bare_lap(engine, inputs, call, options.seconds)
                 samples.setdefault(("engine", call, 1), Sample()).add(bare)
                 progress.advance(1, f"the bare engine's {call}")
@@ -204,7 +207,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Measured:
         for key, sample in samples.items()
     }
     bounds = {}
-    for call in CALLS:
+    for call in calls:
         crowd, http = crowds[call], samples[NOTHING, call, CROWD]
         costs = Costs(
             engine=crowd.subject_s / len(crowd.milliseconds),
@@ -237,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS))
     parser.add_argument("--small", type=Path, help="folder of the small model")
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="of one lap; slow calls take longer ones"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmarks.serving.bounds import Bound
-from benchmarks.serving.subjects import CALLS, LIT, LIT_BATCHES, MIXED, OURS, PLAIN
+from benchmarks.serving.subjects import LIT, LIT_BATCHES, MIXED, OURS, PLAIN
 
 OVERHEAD_MS = {"encode, raw": 2.0, "predict": 1.0}
 OFFLINE_SHARE = 0.85
@@ -57,7 +57,7 @@ def judge(
     *,
     small: bool,
 ) -> list[Verdict]:
-    """All verdicts of one model, in the order of the goals.
+    """All verdicts of one model, in the order of the goals, on the calls that were measured.
 
     Args:
         model: its name.
@@ -71,24 +71,27 @@ def judge(
         *_throughput(model, figures, offline, bounds),
         *_tail(model, figures),
         *_beside_plain(model, figures),
-        *_beside_litserve(model, figures),
+        *_beside_litserve(model, figures, bounds),
         *(_latency(model, figures) if small else ()),
     ]
 
 
 def _overhead(model: str, figures: Figures) -> Iterator[Verdict]:
     for call, most in OVERHEAD_MS.items():
+        if (OURS, call, 1) not in figures:
+            continue
         bare = figures["engine", call.partition(",")[0], 1].p50
         value = figures[OURS, call, 1].p50 - bare
         goal = f"/{call}: p50 over the bare engine <= {most:g} ms"
         yield Verdict(model, goal, f"{value:.2f} ms", value <= most)
-    quick, steps = figures[OURS, "predict", 1].p50, figures[OURS, "rollout", 1].p50
-    yield Verdict(
-        model,
-        "/rollout k=5 costs less than 5 x /predict",
-        f"{steps / quick:.2f} x",
-        steps < 5 * quick,
-    )
+    if all((OURS, call, 1) in figures for call in ("predict", "rollout")):
+        quick, steps = figures[OURS, "predict", 1].p50, figures[OURS, "rollout", 1].p50
+        yield Verdict(
+            model,
+            "/rollout k=5 costs less than 5 x /predict",
+            f"{steps / quick:.2f} x",
+            steps < 5 * quick,
+        )
 
 
 def _throughput(
@@ -97,7 +100,7 @@ def _throughput(
     offline: Mapping[str, Mapping[int, float]],
     bounds: Mapping[str, Bound],
 ) -> Iterator[Verdict]:
-    for call in CALLS:
+    for call in bounds:
         rate, best = figures[OURS, call, 16].throughput, max(offline[call].values())
         goal = f"/{call}, 16 clients: >= {OFFLINE_SHARE:.0%} of the best offline batch"
         most = bounds[call].answers
@@ -108,7 +111,9 @@ def _throughput(
 
 
 def _tail(model: str, figures: Figures) -> Iterator[Verdict]:
-    for call in (*CALLS, MIXED):
+    for call in ("encode", "predict", "rollout", MIXED):
+        if (OURS, call, 16) not in figures:
+            continue
         ours = figures[OURS, call, 16]
         times = ours.p99 / ours.p50
         goal = f"/{call}, 16 clients: p99 <= {TAIL:g} x p50"
@@ -119,13 +124,15 @@ def _tail(model: str, figures: Figures) -> Iterator[Verdict]:
 
 def _beside_plain(model: str, figures: Figures) -> Iterator[Verdict]:
     for call in ("predict", "rollout"):
+        if (PLAIN, call, 1) not in figures:
+            continue
         times = figures[PLAIN, call, 1].p50 / figures[OURS, call, 1].p50
         goal = f"/{call}: p50 at least {FASTER_THAN_PLAIN:g} x faster than plain FastAPI"
         yield Verdict(model, goal, f"{times:.1f} x", times >= FASTER_THAN_PLAIN)
 
 
-def _beside_litserve(model: str, figures: Figures) -> Iterator[Verdict]:
-    for call in CALLS:
+def _beside_litserve(model: str, figures: Figures, calls: Iterable[str]) -> Iterator[Verdict]:
+    for call in calls:
         for clients in (1, 16):
             others = [
                 figures[name, call, clients]

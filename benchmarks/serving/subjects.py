@@ -32,10 +32,9 @@ from iwm.serving.engine import Engine
 from pipelines._served import free_port, served, stop
 
 ROOT = Path(__file__).resolve().parents[2]
-CALLS = ("encode", "predict", "rollout")
 STEPS = 5
 MIXED = "mixed"
-"""All of :data:`CALLS` in turn."""
+"""All of :data:`~benchmarks.serving.CALLS` in turn."""
 JSON = {"Content-Type": "application/json"}
 OURS, LIT, LIT_BATCHES, PLAIN = "iwm", "LitServe", "LitServe, batches", "plain FastAPI"
 NOTHING = "HTTP alone"

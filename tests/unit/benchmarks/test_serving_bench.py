@@ -85,6 +85,14 @@ def test_verdicts() -> None:
     assert len(verdicts) == len(behind) + 3
 
 
+def test_verdicts_are_of_the_calls_that_were_measured() -> None:
+    figures = {key: it for key, it in _figures().items() if key[1].startswith("encode")}
+    bounds = {"encode": Bound.of(Costs(0.001, 0.0, 0.0005, 0.0005), 2, 350.0)}
+    verdicts = judge("m", figures, {"encode": {16: 350.0}}, bounds, small=True)
+    assert len(verdicts) == 1 + 1 + 1 + 2 + 1
+    assert all(verdict.goal.startswith("/encode") for verdict in verdicts)
+
+
 def test_a_bound_is_of_the_batch_or_of_the_cores() -> None:
     costs = Costs(engine=0.001, decoding=0.0, http=0.0005, clients=0.0005)
     assert Bound.of(costs, 2, 350.0).answers == 350.0
