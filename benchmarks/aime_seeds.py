@@ -3,10 +3,11 @@
     python -m benchmarks.aime_seeds [--seeds 0 1 2] [--held-out SHARDS] [--keep FOLDER]
 
 Run in the repository root, with shards in artifacts/shards and a profile in params.yaml. For each
-seed the stages ``train vrnn`` and ``train vrnn-single`` run as the graph runs them, in a folder of
-their own, with that seed in place of the profile's; then both are measured as the stage
-``evaluate vrnn`` does, on its split or on the test split of ``--held-out``, for example of play
-recorded with another seed. Intervals are over held-out episodes; the last rows are over seeds.
+seed the stages ``train`` of the trunk, of ``vrnn`` and of ``vrnn-single`` run as the graph runs
+them, in a folder of their own, with seeds that are so much higher than the profile's; then both
+are measured as the stage ``evaluate vrnn`` does, on its split or on the test split of
+``--held-out``, for example of play recorded with another seed. Intervals are over held-out
+episodes; the last rows are over seeds.
 With ``--keep``, trainings are kept, and a run that was stopped goes on.
 """
 
@@ -34,17 +35,22 @@ FIGURES = {
 
 
 def workplace(folder: Path, seed: int, values: dict[str, Any], shards: Path, twin: str) -> None:
-    """A folder in which the stages find their parameters, with ``seed``, and the shards."""
+    """A folder in which the stages find their parameters, ``seed`` added, and the shards."""
     from iwm.config import write_params
 
-    trained = {
-        name: {**values["train"][name], "seed": seed} if name in (PHASE, twin) else phase
-        for name, phase in values["train"].items()
-    }
+    trained = dict(values["train"])
+    for name in stages(values, twin):
+        trained[name] = {**trained[name], "seed": trained[name]["seed"] + seed}
     (folder / SHARDS.parent).mkdir(parents=True, exist_ok=True)
     write_params({**values, "train": trained}, folder / "params.yaml")
     if not (folder / SHARDS).exists():
         (folder / SHARDS).symlink_to(shards.resolve(), target_is_directory=True)
+
+
+def stages(values: dict[str, Any], twin: str) -> list[str]:
+    """What is trained, in this order: what both go on from, and both."""
+    trunk = values["train"][PHASE]["init_from"]
+    return [*([trunk] if trunk else []), PHASE, twin]
 
 
 def train(folder: Path, phase: str) -> None:
@@ -119,7 +125,7 @@ def main() -> None:
         for seed in options.seeds:
             folder = (options.keep or Path(temporary)).resolve() / f"seed-{seed}"
             workplace(folder, seed, values, SHARDS, twin)
-            for phase in (PHASE, twin):
+            for phase in stages(values, twin):
                 train(folder, phase)
             found[seed] = measure(folder, options.held_out)
     print(f"{'':8}" + "".join(f"{name:>24}" for name in FIGURES))

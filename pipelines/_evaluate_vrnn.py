@@ -22,6 +22,7 @@ from pipelines._trained import load_fitting_model
 
 QUANTILES = (0.5, 0.95, 0.99)
 ALIKE = (
+    "init_from",
     "epochs",
     "max_steps",
     "batch_size",

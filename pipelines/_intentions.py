@@ -17,7 +17,7 @@ from iwm.errors import DataError
 
 STARTS = 1024
 """States of the training split from which trajectories are imagined to fit a codec."""
-CASES = 1024
+CASES = 4096
 """Held-out pairs of states."""
 _AT_ONCE = 32
 

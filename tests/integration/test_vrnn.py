@@ -25,7 +25,7 @@ def checkout(tiny_shards: Path, tmp_path: Path) -> Path:
         "evaluate.vrnn": {"bootstrap": 100, "batch_size": 8, "vrnn": {"windows": 16, "draws": 1}},
         "gate.vrnn": [{"figure": "effective_components", "above": 1.5}],
     }
-    for phase in ("vrnn", "vrnn-single"):
+    for phase in ("vrnn-trunk", "vrnn", "vrnn-single"):
         overrides |= {f"train.{phase}.max_steps": 4, f"train.{phase}.log_every": 2}
     values = resolve_profile(
         "smoke", overrides=overrides, profiles=ROOT / "profiles.yaml", environ={}
@@ -75,7 +75,7 @@ def imagines_from_the_registry(checkout: Path) -> None:
 
 
 def test_both_priors_are_trained_and_held_against_each_other(checkout: Path) -> None:
-    for phase in ("vrnn", "vrnn-single"):
+    for phase in ("vrnn-trunk", "vrnn", "vrnn-single"):
         trained = stage(checkout, "train", phase)
         assert trained.returncode == 0, trained.stderr
         assert f"train {phase}: done, 4 steps" in trained.stdout

@@ -181,7 +181,16 @@ def load_state(module: nn.Module, weights: dict[str, Tensor], where: str) -> Non
     Raises:
         ModelError: names the tensor and both shapes.
     """
-    own = module.state_dict()
+    check_fit(module.state_dict(), weights, where)
+    module.load_state_dict(weights)
+
+
+def check_fit(own: dict[str, Tensor], weights: dict[str, Tensor], where: str) -> None:
+    """Weights have the names and shapes of a model's own.
+
+    Raises:
+        ModelError: names the first tensor that does not fit, and both shapes.
+    """
     for name, value in own.items():
         if name not in weights:
             raise ModelError(f"{where}: has no tensor {name}, which the model needs")
@@ -193,7 +202,6 @@ def load_state(module: nn.Module, weights: dict[str, Tensor], where: str) -> Non
     extra = sorted(set(weights) - set(own))
     if extra:
         raise ModelError(f"{where}: holds tensor {extra[0]}, which the model does not have")
-    module.load_state_dict(weights)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from iwm.errors import ModelError
+from iwm.models.aime import DPGMMVariationalRecurrentAutoencoder
 from iwm.models.encoder import load_state
 from iwm.models.saving import WEIGHTS_FILE, read_config, read_weights
 from iwm.models.vqvae.autoencoder import VQVAE, load_tokenizer
@@ -17,7 +18,9 @@ _ENCODERS = ("encoder", "online")
 def start_from(model: nn.Module, folder: Path) -> int:
     """Copy a released model's image encoder, and of the rest those layers that fit.
 
-    A model that holds a tokenizer takes the other, a tokenizer of the same shape, whole.
+    A model that holds a tokenizer takes the other, a tokenizer of the same shape, whole. A
+    variational recurrent model takes another whole, but for the components of its prior where
+    their numbers differ.
 
     The vision transformer must fit, though the other's may be deeper: ``model.encoder`` and,
     where there is one, ``model.online`` get its weights. Another layer of them (a readout), or of
@@ -30,7 +33,7 @@ def start_from(model: nn.Module, folder: Path) -> int:
         folder: ``config.json`` and ``model.safetensors`` of the other.
 
     Returns:
-        How many of the predictor's tensors were copied.
+        How many of the predictor's tensors were copied; all that were, where there is none.
 
     Raises:
         ModelError: no model there, or its transformer has another shape (the tensor is named).
@@ -41,6 +44,8 @@ def start_from(model: nn.Module, folder: Path) -> int:
     if isinstance(tokenizer := getattr(model, "tokenizer", None), VQVAE):
         load_tokenizer(tokenizer, weights, where)
         return 0
+    if isinstance(model, DPGMMVariationalRecurrentAutoencoder):
+        return model.go_on_from(weights, where)
     encoder = _under("encoder.", weights)
     transformer = _under("vit.", encoder)
     if not transformer:

@@ -26,7 +26,7 @@ def test_each_seed_trains_both_priors_and_has_its_row(
     overrides: dict[str, Any] = {
         "evaluate.vrnn": {"bootstrap": 100, "batch_size": 8, "vrnn": {"windows": 16, "draws": 1}},
     }
-    for phase in ("vrnn", "vrnn-single"):
+    for phase in ("vrnn-trunk", "vrnn", "vrnn-single"):
         overrides |= {f"train.{phase}.max_steps": 2, f"train.{phase}.log_every": 2}
     values = resolve_profile(
         "smoke", overrides=overrides, profiles=ROOT / "profiles.yaml", environ={}
@@ -44,8 +44,8 @@ def test_each_seed_trains_both_priors_and_has_its_row(
     assert set(found) == {"3", "5"}
     assert found["3"]["elbo"]["gain"] != found["5"]["elbo"]["gain"]
     for seed in ("3", "5"):
-        for phase in ("vrnn", "vrnn-single"):
+        for phase, first in (("vrnn-trunk", 0), ("vrnn", 1), ("vrnn-single", 1)):
             report = tmp_path / f"kept/seed-{seed}/artifacts/models/{phase}/training.json"
-            assert json.loads(report.read_text())["identity"]["train"]["seed"] == int(seed)
+            assert json.loads(report.read_text())["identity"]["train"]["seed"] == first + int(seed)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-4:]] == ["seed", "seed", "mean", "lowest"]

@@ -24,13 +24,16 @@ def params(profile: str) -> Params:
 def test_in_every_profile_the_twin_differs_in_its_prior_alone(profile: str) -> None:
     train = params(profile).train
     assert _unlike(train["vrnn"], train["vrnn-single"]) is None
-    components = [train[name].model.get("max_components") for name in ("vrnn", "vrnn-single")]
-    assert components[0] != components[1] == 1
+    names = ("vrnn", "vrnn-single", "vrnn-trunk")
+    components = [train[name].model.get("max_components") for name in names]
+    assert components[0] != components[1] == components[2] == 1
+    assert train["vrnn"].init_from == "vrnn-trunk"
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        ({"init_from": None}, "init_from"),
         ({"seed": 9}, "seed"),
         ({"max_steps": 7}, "max_steps"),
         ({"precision": "bf16"}, "precision"),

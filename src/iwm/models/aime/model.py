@@ -33,8 +33,8 @@ from iwm.models.aime.inputs import (
     episode_starts,
 )
 from iwm.models.aime.perceiver import CausalPerceiver
-from iwm.models.aime.prior import DPGMMPrior, How, Mixture
-from iwm.models.encoder import load_state
+from iwm.models.aime.prior import COMPONENTS, DPGMMPrior, How, Mixture
+from iwm.models.encoder import check_fit, load_state
 from iwm.models.saving import WEIGHTS_FILE, read_config, read_weights, save_model
 from iwm.objectives.aime import TASKS, LossAggregator
 from iwm.objectives.elbo import entropy
@@ -382,6 +382,38 @@ class DPGMMVariationalRecurrentAutoencoder(nn.Module):
         }
         save_model(Path(folder), NAME, to_dict(self.config), released)
 
+    def go_on_from(self, weights: dict[str, Tensor], where: str) -> int:
+        """Take another's released weights, but for the components of its prior where it has
+        another number of them: these stay as they were made.
+
+        Args:
+            weights: by name.
+            where: they came from, for errors.
+
+        Returns:
+            How many tensors were taken.
+
+        Raises:
+            ModelError: names the tensor that does not fit.
+        """
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith(_TRAINING)}
+        fresh = {
+            name: value
+            for name, value in own.items()
+            if name.startswith(COMPONENTS)
+            and (name not in weights or weights[name].shape != value.shape)
+        }
+        taken = {
+            name: value
+            for name, value in weights.items()
+            if name not in fresh and (name in own or not name.startswith(COMPONENTS))
+        }
+        check_fit(own, {**taken, **fresh}, where)
+        self.load_state_dict(taken, strict=False)
+        if self.teacher is not None:
+            self.teacher.load_state_dict(self.encoder.features.state_dict())
+        return len(taken)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, trainable: bool = False) -> Self:
         """Load a released model, in eval mode, or, if asked, to train on.
@@ -394,9 +426,7 @@ class DPGMMVariationalRecurrentAutoencoder(nn.Module):
         load_state(model, read_weights(folder), str(folder / WEIGHTS_FILE))
         if trainable:
             whole = cls(**to_dict(model.config))
-            whole.load_state_dict(model.state_dict(), strict=False)
-            assert whole.teacher is not None
-            whole.teacher.load_state_dict(whole.encoder.features.state_dict())
+            whole.go_on_from(model.state_dict(), str(folder / WEIGHTS_FILE))
             return whole.train()
         return model.eval()
 

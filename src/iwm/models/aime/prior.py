@@ -18,6 +18,9 @@ STICK = (0.1, 20.0)
 GAMMA = (0.1, 100.0)
 """Range of shape and rate of the concentration's posterior."""
 
+COMPONENTS = ("prior.own.", "prior.sticks.")
+"""In a model's weights: where each component is, and how much there is of it."""
+
 _QUIET = 0.1
 """Of a linear layer's usual start: what begins so is nearly a constant."""
 _WIDE = 0.15

@@ -16,6 +16,7 @@ from iwm.data.reader import ShardStore
 from iwm.errors import ConfigError, ModelError, TrainingError
 from iwm.models.aime.imagine import foretold
 from iwm.models.registry import create_model, load_model
+from iwm.models.transfer import start_from
 from iwm.objectives.aime import TASKS
 from iwm.objectives.gather import Part
 from iwm.settings import to_dict
@@ -370,6 +371,31 @@ def test_a_saved_model_answers_alike(tmp_path: Path) -> None:
     loss, _ = on(windows())
     loss.backward()
     assert torch.equal(on.teacher.layers[0].bias, on.encoder.features.layers[0].bias)
+
+
+def test_a_mixture_goes_on_from_a_single_gaussian(tmp_path: Path) -> None:
+    single = tiny(max_components=1)
+    single.save_pretrained(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        mixture = tiny()
+    fresh = {name: value.clone() for name, value in mixture.state_dict().items()}
+    taken = start_from(mixture, tmp_path)
+    theirs, now = single.state_dict(), mixture.state_dict()
+    components = {name for name in now if name.startswith(("prior.own.", "prior.sticks."))}
+    assert len(components) == 4
+    for name in components:
+        assert torch.equal(now[name], fresh[name])
+    released = {name for name in now if not name.startswith(("teacher.", "balancer.", "progress"))}
+    assert taken == len(released - components)
+    for name in released - components:
+        assert torch.equal(now[name], theirs[name]), name
+    assert torch.equal(mixture.teacher.layers[0].bias, mixture.encoder.features.layers[0].bias)
+    # And the other way: one component has nothing of its own to take.
+    mixture.save_pretrained(tmp_path)
+    assert start_from(tiny(max_components=1), tmp_path) == taken
+    with pytest.raises(ModelError, match=r"has shape .*, the model's has"):
+        start_from(tiny(hidden_dim=2 * mixture.config.hidden_dim), tmp_path)
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
