@@ -26,8 +26,8 @@ from iwm.training.trainer import Summary, difference
 PROGRAM = Path(runs.__file__)
 GOLDEN = Path(__file__).parents[2] / "golden"
 # Another processor sums in another order: up to 3e-6 between instruction sets and numbers of
-# threads here, see docs/training.md.
-GOLDEN_TOLERANCE = 1e-4
+# threads of one, see docs/training.md, and 1.1e-4 between two, at the last loss of `permanence`.
+GOLDEN_TOLERANCE = 5e-4
 
 
 @pytest.fixture(autouse=True)
